@@ -1,0 +1,70 @@
+"""GeoBind: one embedding space for many modalities, bound through satellite images.
+
+The public names. They are looked up lazily, so that importing the package imports no torch::
+
+    from geobind_core import Space
+    space = Space.load("runs/demo/space")
+    sounds = space.embed("audio", ["bird.flac", "surf.flac"])     # [2, D] float32, unit norm
+
+Writing a plugin takes `Modality`, `ModalityConfig` and `hookimpl`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geobind_core.errors import DataError as DataError
+    from geobind_core.errors import GeoBindError as GeoBindError
+    from geobind_core.errors import WeightsError as WeightsError
+    from geobind_core.plugins.hooks import hookimpl as hookimpl
+    from geobind_core.plugins.loss import Loss as Loss
+    from geobind_core.plugins.loss import LossConfig as LossConfig
+    from geobind_core.plugins.loss import LossOutput as LossOutput
+    from geobind_core.plugins.modality import Augmentation as Augmentation
+    from geobind_core.plugins.modality import EncoderOutput as EncoderOutput
+    from geobind_core.plugins.modality import Modality as Modality
+    from geobind_core.plugins.modality import ModalityConfig as ModalityConfig
+    from geobind_core.plugins.source import Observations as Observations
+    from geobind_core.plugins.source import Progress as Progress
+    from geobind_core.plugins.source import Source as Source
+    from geobind_core.plugins.source import SourceConfig as SourceConfig
+    from geobind_core.plugins.stage_kind import StageContext as StageContext
+    from geobind_core.plugins.stage_kind import StageInfo as StageInfo
+    from geobind_core.plugins.stage_kind import StageKind as StageKind
+    from geobind_core.plugins.stage_kind import StageResult as StageResult
+    from geobind_core.space.space import Space as Space
+
+_HOMES = {
+    "Augmentation": "plugins.modality",
+    "DataError": "errors",
+    "EncoderOutput": "plugins.modality",
+    "GeoBindError": "errors",
+    "Loss": "plugins.loss",
+    "LossConfig": "plugins.loss",
+    "LossOutput": "plugins.loss",
+    "Modality": "plugins.modality",
+    "ModalityConfig": "plugins.modality",
+    "Observations": "plugins.source",
+    "Progress": "plugins.source",
+    "Source": "plugins.source",
+    "SourceConfig": "plugins.source",
+    "Space": "space.space",
+    "StageContext": "plugins.stage_kind",
+    "StageInfo": "plugins.stage_kind",
+    "StageKind": "plugins.stage_kind",
+    "StageResult": "plugins.stage_kind",
+    "WeightsError": "errors",
+    "hookimpl": "plugins.hooks",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605 - the table above is the one list of public names
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'geobind_core' has no attribute '{name}'")
+    return getattr(import_module(f"geobind_core.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__"]

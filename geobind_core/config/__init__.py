@@ -1,0 +1,1 @@
+"""`stages.yaml`: its grammar, its lines, and the messages when something in it is wrong."""

@@ -1,0 +1,184 @@
+"""The grammar of `stages.yaml`. Plugins add their own settings; theirs are checked by their classes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*$"
+"""Names become folders and parts of metric names, so they are kept plain."""
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+OneOrMore = Annotated[list[str], BeforeValidator(_as_list)]
+Steps = Literal["step", "epoch"]
+
+
+class StrictModel(BaseModel):
+    """Base of all settings: unknown keys are errors, and settings do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AdamW(StrictModel):
+    """AdamW; biases, norms and other vectors get no weight decay, as in open_clip."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = Field(5e-5, gt=0, description="Learning rate at its highest.")
+    betas: tuple[float, float] = Field((0.9, 0.98), description="beta1, beta2.")
+    eps: float = Field(1e-6, gt=0, description="Added to the denominator.")
+    weight_decay: float = Field(0.2, ge=0, description="Decoupled weight decay.")
+    clip_norm: float | None = Field(None, gt=0, description="Largest norm of the whole gradient.")
+
+
+class ConstantSchedule(StrictModel):
+    """The same learning rate all along."""
+
+    name: Literal["constant"] = "constant"
+
+
+class CosineWarmRestarts(StrictModel):
+    """Cosine from `lr` to `min_lr` over `t0` units, then again, `t_mult` times as long."""
+
+    name: Literal["cosine_warm_restarts"]
+    t0: float = Field(gt=0, description="Length of the first cycle, in `unit`.")
+    t_mult: int = Field(1, ge=1, description="Each cycle is this many times as long as the last.")
+    min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of a cycle.")
+    unit: Steps = Field("step", description="Unit of t0.")
+
+
+class CosineWarmup(StrictModel):
+    """Linear from 0 to `lr` over `warmup` units, then cosine to `min_lr` at the end of the stage."""
+
+    name: Literal["cosine_warmup"]
+    warmup: float = Field(0, ge=0, description="Length of the rise, in `unit`.")
+    min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the stage.")
+    unit: Steps = Field("step", description="Unit of warmup.")
+
+
+Schedule = Annotated[ConstantSchedule | CosineWarmRestarts | CosineWarmup, Field(discriminator="name")]
+
+
+class PairConfig(StrictModel):
+    """An edge: two modalities drawn together, with what differs from the stage's loss."""
+
+    modalities: tuple[str, str] = Field(description="first, second.")
+    weight: float = Field(1.0, gt=0, description="Weight of this pair; weights are normalised to sum 1.")
+    loss: dict[str, Any] = Field(default_factory=dict, description="Overrides of the stage's loss.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"modalities": value} if isinstance(value, list | tuple) else value
+
+
+class CheckpointConfig(StrictModel):
+    """When the state of an unfinished stage is written."""
+
+    minutes: float = Field(5.0, gt=0, description="Write after this many minutes.")
+    steps: int | None = Field(None, ge=1, description="Write after this many steps as well.")
+
+
+class StageConfig(StrictModel):
+    """What every stage has, whatever its kind."""
+
+    name: Name = Field(description="Unique name; the stage's folder is named after it.")
+    kind: str = Field("align", description="Registered kind of stage.")
+    data: str | None = Field(None, description="The data set, one of `data`.")
+
+
+class AlignConfig(StageConfig):
+    """A stage that trains encoders towards frozen ones."""
+
+    train: OneOrMore = Field(description="The modalities to train.", min_length=1)
+    anchor: OneOrMore | None = Field(
+        None, description="The frozen modalities to align to; default: the binding modality."
+    )
+    data: str = Field(description="The data set, one of `data`.")
+    pairs: list[PairConfig] | None = Field(
+        None, description="Edges, as [first, second]; default: each trained with each anchor.", min_length=1
+    )
+    loss: dict[str, Any] = Field(default_factory=dict, description="A loss and its settings.")
+    batch_size: int = Field(256, ge=2, description="The pool of negatives, over all devices.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Rows that go through the networks at a time; does not change the loss."
+    )
+    epochs: int = Field(10, ge=1, description="Passes over the training rows.")
+    optimizer: AdamW = AdamW()
+    scheduler: Schedule = ConstantSchedule()
+    augment: dict[str, OneOrMore] = Field(
+        default_factory=dict, description="Modality -> augmentations, such as randaugment(3)."
+    )
+    max_bad_samples: float = Field(
+        0.01, ge=0, le=1, description="Share of rows that may be unreadable before the stage stops."
+    )
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AlignConfig:
+        both = sorted(set(self.train) & set(self.anchor or []))
+        if both:
+            raise ValueError(f"{', '.join(both)} cannot be both trained and anchor")
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}"
+            )
+        return self
+
+
+class EvaluateConfig(StrictModel):
+    """What is measured after the last stage."""
+
+    gallery: int = Field(10_000, ge=2, description="Largest number of held-out rows to rank among.")
+    recall_at: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10, 100], min_length=1)
+    data: list[str] | None = Field(None, description="Data sets to evaluate on; default: those of the stages.")
+    split: Literal["validation", "test"] = Field("test", description="The rows that are held out.")
+    batch_size: int = Field(256, ge=1, description="Rows embedded at a time.")
+    max_bad_samples: float = Field(0.01, ge=0, le=1, description="Share of rows that may be unreadable.")
+
+
+class LoaderConfig(StrictModel):
+    """How samples are read."""
+
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="Loader processes; 0 reads in the training process with threads. Default: 0 when the "
+        "decoded samples fit in decoded_cache_mib, else one for each core but one.",
+    )
+    decoded_cache_mib: int = Field(
+        1024, ge=0, description="Memory for samples that are kept decoded between epochs, in MiB."
+    )
+
+
+class RunConfig(StrictModel):
+    """Settings that hold for the whole run."""
+
+    seed: int = Field(0, ge=0, description="Seed of initial weights, order and augmentation.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
+        None, description="Precision of the networks; default: what `accelerate config` says, or no."
+    )
+    log_with: OneOrMore = Field(["tensorboard"], description="Accelerate's trackers; [] for none.")
+    loader: LoaderConfig = LoaderConfig()
+
+
+class ChainConfig(RunConfig):
+    """`stages.yaml` as a whole."""
+
+    name: Name | None = Field(None, description="Name of the run folder; default: the file's name.")
+    binding: str = Field(description="The modality that stages align to when they name no anchor.")
+    embed_dim: int | None = Field(
+        None, ge=1, description="Dimension of the space; default: that of the first anchor."
+    )
+    modalities: dict[Name, dict[str, Any]] = Field(
+        description="Modality -> settings of its plugin.", min_length=1
+    )
+    data: dict[Name, dict[str, Any]] = Field(description="Data set -> its source and settings.", min_length=1)
+    stages: list[dict[str, Any]] = Field(description="The chain, in order.", min_length=1)
+    evaluate: EvaluateConfig = EvaluateConfig()

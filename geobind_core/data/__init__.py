@@ -1,0 +1,1 @@
+"""Data: tables of paired observations, their splits, and how their cells become batches."""

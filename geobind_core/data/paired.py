@@ -1,0 +1,147 @@
+"""A data set as the stages see it: rows, cells, splits and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from geobind_core.config.problems import suggest
+from geobind_core.data.splits import CODES, Split, assign
+from geobind_core.errors import DataError
+from geobind_core.plugins.source import Observations, SplitConfig
+
+Rows = npt.NDArray[np.int64]
+
+
+class PairedData:
+    """The rows of one data set, checked.
+
+    Args:
+        name: The data set's name in the chain, for messages.
+        observations: What the source yielded.
+        split: How to divide the rows; None follows the source's own column, or else the default.
+
+    Raises:
+        DataError: A column is missing, a key is missing or given twice, or there are no rows.
+    """
+
+    def __init__(self, name: str, observations: Observations, split: SplitConfig | None = None) -> None:
+        self.name = name
+        self.place = f"data.{name}"
+        self.root = observations.root
+        self.fields: dict[str, tuple[str, ...]] = {
+            modality: (columns,) if isinstance(columns, str) else tuple(columns)
+            for modality, columns in observations.fields.items()
+        }
+        self._table = observations.table
+        self._key = observations.key
+        self._labels = dict(observations.labels)
+        self._check_columns(observations, split)
+        # One chunk per column makes looking up a cell a matter of microseconds.
+        self._columns = {c: self._one_chunk(c) for columns in self.fields.values() for c in columns}
+        self.keys = self._checked_keys()
+        split_column = split.column if split is not None and split.by == "column" else None
+        if split is None:
+            split_column = observations.split
+        try:
+            self._splits = assign(
+                pa.chunked_array([self.keys]),
+                self._table[split_column] if split_column else None,
+                split or SplitConfig(),
+            )
+        except DataError as error:
+            error.place = f"{self.place}.split"
+            raise
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def _check_columns(self, observations: Observations, split: SplitConfig | None) -> None:
+        wanted: list[tuple[str, str]] = [("key", self._key)]
+        wanted += [(f"fields.{m}", c) for m, columns in self.fields.items() for c in columns]
+        wanted += [(f"labels.{m}", c) for m, c in self._labels.items()]
+        if split is not None and split.column is not None:
+            wanted.append(("split.column", split.column))
+        present = observations.table.column_names
+        for where, column in wanted:
+            if column not in present:
+                raise DataError(
+                    f"no column '{column}' in the table. {suggest(column, present)}", place=f"{self.place}.{where}"
+                )
+        if observations.table.num_rows == 0:
+            raise DataError("the table has no rows.", place=self.place)
+
+    def _one_chunk(self, column: str) -> pa.Array:
+        chunked = self._table[column]
+        return chunked.combine_chunks() if chunked.num_chunks != 1 else chunked.chunk(0)
+
+    def _checked_keys(self) -> pa.Array:
+        keys = self._one_chunk(self._key).cast(pa.string())
+        if keys.null_count:
+            raise DataError(f"{keys.null_count} rows have no key.", place=f"{self.place}.{self._key}")
+        if len(pc.unique(keys)) != len(keys):
+            counts = pc.value_counts(keys)
+            twice = [c["values"].as_py() for c in counts if c["counts"].as_py() > 1]
+            raise DataError(
+                f"{len(twice)} keys are given more than once: {', '.join(twice[:5])}"
+                + (", …." if len(twice) > 5 else "."),
+                place=f"{self.place}.{self._key}",
+                hint="A key names one row; results and caches are stored under it.",
+            )
+        return keys
+
+    def key(self, row: int) -> str:
+        """Returns the key of a row."""
+        return str(self.keys[row].as_py())
+
+    def cell(self, modality: str, row: int, *, is_file: bool) -> Any:
+        """Returns what stands in a row for a modality.
+
+        Args:
+            modality: One of `fields`.
+            row: The row's number.
+            is_file: Whether strings are paths; relative ones start at the data set's root.
+
+        Returns:
+            The value, or a tuple of values where the modality has several columns.
+        """
+        values = tuple(self._columns[column][row].as_py() for column in self.fields[modality])
+        if is_file:
+            values = tuple(self.root / v if isinstance(v, str) else v for v in values)
+        return values[0] if len(values) == 1 else values
+
+    def rows(self, split: Split, modalities: Iterable[str]) -> Rows:
+        """Returns the rows of a split that have something for each of these modalities, in order."""
+        keep = self._splits == CODES[split]
+        for column in {c for modality in modalities for c in self.fields[modality]}:
+            array = self._columns[column]
+            filled = pc.is_valid(array)
+            if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+                filled = pc.and_(filled, pc.not_equal(pc.utf8_trim_whitespace(array), "").fill_null(False))
+            keep = keep & filled.to_numpy(zero_copy_only=False)
+        return np.flatnonzero(keep).astype(np.int64)
+
+    def count(self, split: Split) -> int:
+        """Returns how many rows a split has, complete or not."""
+        return int((self._splits == CODES[split]).sum())
+
+    def labels(self, modality: str) -> npt.NDArray[np.int64] | None:
+        """Returns a number per row, equal for equal labels and -1 for none, or None without labels."""
+        column = self._labels.get(modality)
+        if column is None:
+            return None
+        codes = self._one_chunk(column).dictionary_encode().indices
+        result: npt.NDArray[np.int64] = codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        return result
+
+    def pair_labels(self, first: str, second: str) -> list[npt.NDArray[np.int64]]:
+        """Returns the label arrays that decide what is right between two modalities."""
+        found = [self.labels(m) for m in (first, second)]
+        return [labels for labels in found if labels is not None]
+
+

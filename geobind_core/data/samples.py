@@ -1,0 +1,142 @@
+"""From a cell to a sample: decoding, transforming, and what to do with those that cannot be read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from geobind_core.data.paired import PairedData
+from geobind_core.errors import DataError
+from geobind_core.plugins.modality import Modality
+
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A cell that could not be read, and why."""
+
+    key: str
+    modality: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.key} ({self.modality}): {self.reason}"
+
+
+@dataclass
+class BadSampleCount:
+    """Counts bad samples, each row and modality once, and says when there are too many.
+
+    Args:
+        rows: How many rows there are in all.
+        allowed: The share of them that may be bad.
+        place: The stage or evaluation, for the message.
+    """
+
+    rows: int
+    allowed: float
+    place: str
+    found: dict[tuple[str, str], BadSample] = field(default_factory=dict)
+
+    def add(self, samples: Sequence[BadSample]) -> list[BadSample]:
+        """Adds samples and returns those that are new.
+
+        Raises:
+            DataError: More than the allowed share of rows is bad.
+        """
+        new = [s for s in samples if (s.key, s.modality) not in self.found]
+        self.found.update({(s.key, s.modality): s for s in new})
+        bad_rows = len({key for key, _ in self.found})
+        if bad_rows > self.allowed * self.rows:
+            listed = list(self.found.values())
+            lines = "\n".join(f"    {sample}" for sample in listed[:_LISTED])
+            more = f"\n    … and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+            raise DataError(
+                f"{bad_rows} of {self.rows} rows cannot be read, more than max_bad_samples: {self.allowed:g} "
+                f"allows ({int(self.allowed * self.rows)}):\n{lines}{more}",
+                place=self.place,
+                hint="Mend the files, take their rows out, or raise max_bad_samples.",
+            )
+        return new
+
+
+class SampleReader:
+    """Reads the samples of one modality of one data set.
+
+    Args:
+        data: The data set.
+        name: The modality's name in the chain.
+        modality: The modality.
+        train: Whether samples train it: augmentation and random crops are on.
+        seed: Samples are a pure function of this, the epoch and the key.
+    """
+
+    def __init__(
+        self, data: PairedData, name: str, modality: Modality[Any], *, train: bool, seed: int
+    ) -> None:
+        self.data = data
+        self.name = name
+        self.modality = modality
+        self.train = train
+        self.seed = seed
+        self._room = 0
+        self._decoded: dict[int, Any] = {}
+
+    def keep_up_to(self, size: int) -> None:
+        """Keeps decoded samples in memory from now on, up to so many bytes."""
+        self._room = size
+
+    def read(self, row: int) -> Any:
+        """Returns the decoded sample of a row, or a `BadSample`."""
+        if row in self._decoded:
+            return self._decoded[row]
+        try:
+            cell = self.data.cell(self.name, row, is_file=self.modality.reads_files)
+            sample = self.modality.read(cell)
+        # Decoders raise what they like; whatever it is, it concerns this one file.
+        except Exception as error:
+            sample = BadSample(self.data.key(row), self.name, describe(error))
+        size = size_in_memory(sample)
+        if size <= self._room:
+            self._room -= size
+            self._decoded[row] = sample
+        return sample
+
+    def finish(self, decoded: Any, row: int, epoch: int) -> Any:
+        """Turns what `read` returned into what `collate` takes, or a `BadSample`."""
+        if isinstance(decoded, BadSample):
+            return decoded
+        try:
+            return self.modality.transform(decoded, train=self.train, rng=self._rng(row, epoch))
+        except Exception as error:
+            return BadSample(self.data.key(row), self.name, describe(error))
+
+    def _rng(self, row: int, epoch: int) -> np.random.Generator:
+        text = f"{self.seed}:{epoch}:{self.name}:{self.data.key(row)}"
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+
+def describe(error: BaseException) -> str:
+    """Returns an error in one line."""
+    message = getattr(error, "message", None) or str(error)
+    text = " ".join(str(message).split())
+    return text if isinstance(error, DataError) else f"{type(error).__name__}: {text}"
+
+
+def size_in_memory(sample: Any) -> int:
+    """Estimates the bytes that a decoded sample takes."""
+    if hasattr(sample, "nbytes"):
+        return int(sample.nbytes)
+    if hasattr(sample, "getbands"):  # a PIL image
+        return int(sample.width) * int(sample.height) * len(sample.getbands())
+    if isinstance(sample, dict):
+        return sum(size_in_memory(v) for v in sample.values())
+    if isinstance(sample, list | tuple):
+        return sum(size_in_memory(v) for v in sample)
+    return len(sample) if isinstance(sample, str | bytes) else 64

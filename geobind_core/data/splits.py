@@ -1,0 +1,65 @@
+"""Which rows are trained on, and which are held out."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from geobind_core.errors import DataError
+from geobind_core.plugins.source import SplitConfig
+
+Split = Literal["train", "validation", "test"]
+CODES: dict[str, int] = {"train": 0, "validation": 1, "test": 2}
+_ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train", "testing": "test"}
+_UNUSED = -1
+
+
+def assign(keys: pa.ChunkedArray, column: pa.ChunkedArray | None, config: SplitConfig) -> npt.NDArray[np.int8]:
+    """Returns the code of each row's split, -1 for a row in none.
+
+    Args:
+        keys: The keys of the rows, strings.
+        column: The column of splits, when there is one to go by.
+        config: How to divide otherwise.
+
+    Raises:
+        DataError: The column holds a word that is no split.
+    """
+    if config.by == "none":
+        return np.zeros(len(keys), dtype=np.int8)
+    if column is not None:
+        return _by_column(column)
+    return _by_hash(keys, config)
+
+
+def _by_column(column: pa.ChunkedArray) -> npt.NDArray[np.int8]:
+    encoded = column.dictionary_encode().combine_chunks()
+    codes = []
+    for word in encoded.dictionary.to_pylist():
+        name = str(word).strip().lower()
+        name = _ALIASES.get(name, name)
+        if name not in CODES:
+            raise DataError(
+                f"split '{word}' is none of train, validation, test.",
+                hint="Mend the column, or use split: {by: hash}.",
+            )
+        codes.append(CODES[name])
+    positions = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return np.append(np.array(codes, dtype=np.int8), np.int8(_UNUSED))[positions]
+
+
+def _by_hash(keys: pa.ChunkedArray, config: SplitConfig) -> npt.NDArray[np.int8]:
+    # A hash of the key alone: a row keeps its split when rows are added or reordered.
+    salt = f"{config.seed}:".encode()
+    digests = b"".join(
+        hashlib.blake2b(salt + str(key).encode(), digest_size=8).digest() for key in keys.to_pylist()
+    )
+    position = np.frombuffer(digests, dtype=">u8").astype(np.float64) / 2.0**64
+    codes = np.full(len(keys), CODES["train"], dtype=np.int8)
+    codes[position < config.test + config.validation] = CODES["validation"]
+    codes[position < config.test] = CODES["test"]
+    return codes

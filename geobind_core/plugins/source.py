@@ -1,0 +1,128 @@
+"""What a source plugin is: a class that yields a table of paired observations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ConfigT = TypeVar("ConfigT", bound="SourceConfig")
+
+Progress = Callable[[int, int, str], None]
+"""Called as `progress(done, total, text)` while something long is under way."""
+
+
+class SplitConfig(BaseModel):
+    """How rows are divided into train, validation and test.
+
+    `by: column` reads a column that holds these words; `by: hash` decides by a hash of the key, so
+    that a row keeps its split whatever else the table holds; `by: none` puts every row into train.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    by: Literal["column", "hash", "none"] = Field("hash", description="What decides the split of a row.")
+    column: str | None = Field(None, description="by: column: the column that names the split.")
+    validation: float = Field(0.0, ge=0, lt=1, description="by: hash: share of rows for validation.")
+    test: float = Field(0.1, ge=0, lt=1, description="by: hash: share of rows held out for evaluation.")
+    seed: int = Field(0, description="by: hash: another seed makes another division.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> SplitConfig:
+        if self.by == "column" and self.column is None:
+            raise ValueError("by: column needs `column`, the name of the column that holds the split")
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test leave nothing to train on; expected a sum below 1")
+        return self
+
+
+class SourceConfig(BaseModel):
+    """The settings of a data set in `stages.yaml`; subclass it to add your own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(description="Registered name of the source.")
+    fields: dict[str, str | list[str]] | None = Field(
+        None, description="Modality -> the column (or columns) that hold it. Default: what the source says."
+    )
+    labels: dict[str, str] | None = Field(
+        None,
+        description="Modality -> a column of labels: rows with equal labels are equally right answers.",
+    )
+    split: SplitConfig | None = Field(None, description="How rows are divided into train, validation, test.")
+
+
+@dataclass(frozen=True)
+class Observations:
+    """A table of paired observations: a row is a place, a column an observation of it.
+
+    Attributes:
+        table: The rows.
+        root: Relative paths in cells start at this folder.
+        fields: Modality -> its column, or a tuple of columns read together.
+        key: The column that names a row; keys are unique.
+        labels: Modality -> a column of labels; rows with equal labels are equally right answers.
+        split: The column that holds `train`, `validation` or `test`, if there is one.
+        longitude: The column of longitudes, degrees, WGS 84, if there is one.
+        latitude: The column of latitudes, degrees, WGS 84, if there is one.
+    """
+
+    table: pa.Table
+    root: Path
+    fields: Mapping[str, str | tuple[str, ...]]
+    key: str = "key"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    split: str | None = None
+    longitude: str | None = None
+    latitude: str | None = None
+
+
+class Source(Generic[ConfigT]):
+    """A kind of data set: where rows come from.
+
+    Args:
+        config: The validated settings.
+        base: The folder of the chain file; relative paths in the settings start there.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[SourceConfig]] = SourceConfig
+    default_fields: ClassVar[tuple[str, ...]] = ()
+    """Modalities that `observations()` maps to columns by itself, when that is known beforehand."""
+
+    config: ConfigT
+
+    def __init__(self, config: ConfigT, base: Path) -> None:
+        self.config = config
+        self.base = base
+
+    def resolve(self, path: str | Path) -> Path:
+        """Returns a path of the settings as an absolute one."""
+        expanded = Path(path).expanduser()
+        return expanded if expanded.is_absolute() else (self.base / expanded).absolute()
+
+    def fingerprint(self) -> str:
+        """Identifies the content, cheaply: nothing is generated and no image is opened.
+
+        The default is a hash of the settings; a source over files adds the table file's content.
+        """
+        return hashlib.sha256(json.dumps(self.config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    def prepare(self, progress: Progress) -> None:
+        """Makes what `observations` reads exist. Must be idempotent; most sources need nothing."""
+
+    def observations(self) -> Observations:
+        """Returns the rows.
+
+        Raises:
+            DataError: The data is missing or cannot be read.
+        """
+        raise TypeError(f"{type(self).__name__} does not define observations()")

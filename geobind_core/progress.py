@@ -1,0 +1,103 @@
+"""What is under way, on standard error: a live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class Task:
+    """One thing under way; made by `Reporter.task`."""
+
+    def __init__(self, console: Console, title: str, total: int, unit: str, done: int) -> None:
+        self._console = console
+        self._title = title
+        self._unit = unit
+        self._total = total
+        self._first = self._done = done
+        self._figures = ""
+        self._started = self._last_line = time.monotonic()
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn(unit),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+                console=console,
+                transient=True,
+            )
+            self._bar.add_task(title, total=total, completed=done, figures="")
+            self._bar.start()
+
+    def update(self, done: int, total: int | None = None, figures: str = "") -> None:
+        """Says how much is done by now, and the figures to show beside it."""
+        self._done, self._figures = done, figures or self._figures
+        self._total = total or self._total
+        if self._bar is not None:
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=done, total=self._total, figures=self._figures)
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self._print_line()
+
+    def advance(self, count: int) -> None:
+        """Says that so much more is done."""
+        self.update(self._done + count)
+
+    def _print_line(self) -> None:
+        elapsed = time.monotonic() - self._started
+        rate = (self._done - self._first) / elapsed if elapsed > 0 else 0.0
+        left = duration((self._total - self._done) / rate) if rate > 0 else "?"
+        parts = [f"{self._title}  {self._done}/{self._total} {self._unit}", self._figures, f"{left} left"]
+        self._console.print("  ".join(p for p in parts if p), highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Takes the bar off the terminal."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class Reporter:
+    """Where progress and messages go.
+
+    Args:
+        console: Standard error by default; results belong on standard output.
+        quiet: Say nothing, as on all but the main process.
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, quiet=quiet, highlight=False)
+
+    def say(self, text: str, *, style: str = "") -> None:
+        """Prints a line."""
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Prints a line that deserves attention."""
+        self.say(f"warning: {text}", style="yellow")
+
+    @contextmanager
+    def task(self, title: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        """Shows something under way until the block ends."""
+        task = Task(self.console, title, total, unit, done)
+        try:
+            yield task
+        finally:
+            task.close()
+
+
+def duration(seconds: float) -> str:
+    """Returns `0:42`, `12:05` or `3:07:00`."""
+    whole = max(0, round(seconds))
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"

@@ -1,0 +1,81 @@
+"""Many rows through a frozen encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from geobind_core.config.models import LoaderConfig
+from geobind_core.data.loading import SequentialBatches, batches, plan_workers
+from geobind_core.data.paired import Rows
+from geobind_core.data.samples import BadSample, SampleReader
+from geobind_core.space.encoder import SpaceEncoder
+
+
+@dataclass(frozen=True)
+class EmbeddedRows:
+    """Embeddings of those rows that could be read.
+
+    Attributes:
+        rows: `[N]` row numbers, in the order asked for.
+        embeddings: `[N, D]` float32, unit norm, on the CPU.
+        bad: What could not be read.
+    """
+
+    rows: torch.Tensor
+    embeddings: torch.Tensor
+    bad: list[BadSample]
+
+
+def embed_rows(
+    reader: SampleReader,
+    encoder: SpaceEncoder,
+    rows: Rows,
+    *,
+    batch_size: int,
+    loader: LoaderConfig,
+    device: torch.device,
+    advance: Callable[[int], None] = lambda count: None,
+) -> EmbeddedRows:
+    """Embeds rows in their order, always in the same batches, so that results repeat to the bit.
+
+    Args:
+        reader: Reads the modality.
+        encoder: Its network, frozen, on `device`.
+        rows: Rows of the reader's data set.
+        batch_size: Rows at a time.
+        loader: How to read.
+        device: Where the network is.
+        advance: Told how many rows have been done since the last call.
+    """
+    workers, _ = plan_workers({reader.name: reader}, rows, loader)
+    loaded = batches(
+        {reader.name: reader},
+        SequentialBatches(rows, batch_size),
+        workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    kept: list[torch.Tensor] = []
+    parts: list[torch.Tensor] = []
+    bad: list[BadSample] = []
+    with torch.inference_mode():
+        for batch in loaded:
+            bad += batch["bad"]
+            if len(batch["rows"]):
+                moved = to_device(batch["inputs"][reader.name], device)
+                parts.append(encoder(moved).embedding.cpu())
+                kept.append(batch["rows"])
+            advance(len(batch["rows"]) + len(batch["bad"]))
+    if not parts:
+        return EmbeddedRows(torch.empty(0, dtype=torch.long), torch.empty(0, encoder.embed_dim), bad)
+    return EmbeddedRows(torch.cat(kept), torch.cat(parts).clone(), bad)
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Moves the tensors of a batch; without waiting where they are pinned."""
+    from accelerate.utils import send_to_device
+
+    return send_to_device(batch, device, non_blocking=device.type == "cuda")

@@ -1,0 +1,74 @@
+"""The network of one modality, as the engine sees it: encoder, projection, unit norm."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from geobind_core.plugins.modality import EncoderOutput
+
+
+class SpaceEncoder(nn.Module):
+    """A plugin's encoder, with a linear projection into the space where one is needed.
+
+    Args:
+        encoder: A batch to `[B, D]` or an `EncoderOutput`.
+        raw_dim: D of the encoder.
+        embed_dim: D of the space.
+        projected: Whether to put a linear map without bias between the two.
+    """
+
+    def __init__(self, encoder: nn.Module, raw_dim: int, embed_dim: int, *, projected: bool) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.raw_dim = raw_dim
+        self.embed_dim = embed_dim
+        self.projection = nn.Linear(raw_dim, embed_dim, bias=False) if projected else None
+
+    def forward(self, batch: Any) -> EncoderOutput:
+        """Returns the embeddings `[B, D]`: float32 and of unit norm, also under autocast."""
+        output = as_output(self.encoder(batch))
+        embedding = output.embedding
+        if self.projection is not None:
+            embedding = self.projection(embedding)
+        output.embedding = nn.functional.normalize(embedding.float(), dim=-1)
+        return output
+
+    def freeze(self) -> None:
+        """Makes it frozen in both senses: evaluation mode and no gradients."""
+        self.eval()
+        self.requires_grad_(False)
+
+
+def as_output(value: Any) -> EncoderOutput:
+    """Returns what an encoder returned as an `EncoderOutput`."""
+    return value if isinstance(value, EncoderOutput) else EncoderOutput(value)
+
+
+def content_hash(module: nn.Module) -> str:
+    """Returns a hash of all parameters and buffers that are saved: names, types, shapes, values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        value = tensor.detach().to("cpu").contiguous()
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}:".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def raw_dimension(encoder: nn.Module, example: Any) -> int:
+    """Returns D of an encoder's `[B, D]`, by a run over one batch.
+
+    Raises:
+        ValueError: The output is not `[B, D]`.
+    """
+    training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        embedding = as_output(encoder(example)).embedding
+    encoder.train(training)
+    if embedding.ndim != 2:
+        raise ValueError(f"the encoder returned shape {tuple(embedding.shape)}; expected [B, D]")
+    return int(embedding.shape[1])

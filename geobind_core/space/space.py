@@ -1,0 +1,222 @@
+"""`Space`: what users take away from a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from geobind_core.config.problems import suggest
+from geobind_core.errors import SpaceError
+from geobind_core.files import link_or_copy, read_json, recover_folder, replacing_folder, write_json
+from geobind_core.plugins.manager import PluginManager
+from geobind_core.plugins.modality import Modality
+from geobind_core.space.embed import to_device
+from geobind_core.space.encoder import SpaceEncoder, content_hash
+from geobind_core.space.lineage import FORMAT, ModalityRecord, SpaceRecord
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+RECORD = "space.json"
+
+
+class Space:
+    """One embedding space of many modalities; networks are loaded when they are first used.
+
+    Example:
+        >>> space = Space.load("runs/demo/space")                     # doctest: +SKIP
+        >>> sounds = space.embed("audio", ["bird.flac", "surf.flac"]) # doctest: +SKIP
+        >>> texts = space.embed("text", ["waves on a beach"])         # doctest: +SKIP
+        >>> space.similarity(sounds, texts)                           # doctest: +SKIP
+
+    Attributes:
+        record: Lineage: what each modality is, and what it was aligned to.
+    """
+
+    def __init__(self, folder: Path, record: SpaceRecord, plugins: PluginManager, device: torch.device) -> None:
+        self.folder = folder
+        self.record = record
+        self._plugins = plugins
+        self._device = device
+        self._loaded: dict[str, tuple[Modality[Any], SpaceEncoder]] = {}
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, device: str | torch.device = "cpu", plugins: PluginManager | None = None
+    ) -> Space:
+        """Opens a space. No network is loaded yet, and nothing is unpickled, ever.
+
+        Args:
+            folder: The folder with `space.json`, or a run folder that has one under `space/`.
+            device: Where networks and embeddings live, such as `"cuda"`.
+            plugins: The plugin manager to look modalities up in; default: a new one.
+
+        Raises:
+            SpaceError: There is no space, it is damaged, or of a newer format.
+        """
+        path = Path(folder)
+        recover_folder(path)
+        if not (path / RECORD).is_file() and (path / "space" / RECORD).is_file():
+            path = path / "space"
+        raw = read_json(path / RECORD)
+        if raw is None:
+            raise SpaceError(
+                f"no {RECORD} here.", place=str(path), hint="`geobind run` writes a space to runs/<name>/space."
+            )
+        if isinstance(raw, dict) and raw.get("format") != FORMAT:
+            raise SpaceError(
+                f"the space has format {raw.get('format')}; this version reads format {FORMAT}.",
+                place=str(path / RECORD),
+                hint="Install the version of GeoBind that wrote it, or a newer one.",
+            )
+        try:
+            record = SpaceRecord.model_validate(raw)
+        except ValidationError as error:
+            raise SpaceError(f"damaged: {error}", place=str(path / RECORD)) from error
+        return cls(path, record, plugins or PluginManager(), torch.device(device))
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The names of the modalities."""
+        return tuple(self.record.modalities)
+
+    @property
+    def embed_dim(self) -> int:
+        """The dimension D of the space."""
+        return self.record.embed_dim
+
+    def modality(self, name: str) -> Modality[Any]:
+        """Returns the modality of a name: how its items are read and transformed."""
+        return self._load(name)[0]
+
+    def encoder(self, name: str) -> SpaceEncoder:
+        """Returns the network of a modality, frozen, on the space's device."""
+        return self._load(name)[1]
+
+    def embed(self, modality: str, items: Sequence[Any] | Iterable[Any], *, batch_size: int = 64) -> torch.Tensor:
+        """Embeds items of one modality.
+
+        Args:
+            modality: One of `modalities`.
+            items: What the modality reads: paths, bytes, strings; for images also PIL images and
+                arrays `[H, W, 3]` uint8; for audio also `(samples, sample_rate)`.
+            batch_size: Items that go through the network at a time.
+
+        Returns:
+            `[N, D]` float32 of unit norm, on the space's device.
+
+        Raises:
+            SpaceError: No such modality.
+            DataError: An item cannot be read.
+        """
+        if isinstance(items, str | bytes):
+            raise TypeError("items must be a list of items; put a single one into a list")
+        reader, encoder = self._load(modality)
+        listed = list(items)
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(listed), batch_size):
+                # Nothing is drawn outside training; a fixed generator makes sure of it.
+                samples = [
+                    reader.transform(reader.read(item), train=False, rng=np.random.default_rng(0))
+                    for item in listed[start : start + batch_size]
+                ]
+                parts.append(encoder(to_device(reader.collate(samples), self._device)).embedding)
+        if not parts:
+            return torch.empty(0, self.embed_dim, device=self._device)
+        return torch.cat(parts).clone()  # a clone is a normal tensor, usable in autograd
+
+    def similarity(self, queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
+        """Returns cosine similarities `[B, N]` of queries `[B, D]` and a gallery `[N, D]`."""
+        if queries.shape[-1] != gallery.shape[-1]:
+            raise SpaceError(
+                f"the queries have {queries.shape[-1]} dimensions and the gallery {gallery.shape[-1]}; "
+                "they are not of one space."
+            )
+        unit = torch.nn.functional.normalize
+        return unit(queries.float(), dim=-1) @ unit(gallery.float(), dim=-1).T
+
+    def verify(self) -> None:
+        """Checks that every network's weights are those that the lineage names.
+
+        Raises:
+            SpaceError: They are not.
+        """
+        for name in self.modalities:
+            found = content_hash(self.encoder(name))
+            expected = self.record.modalities[name].content_hash
+            if found != expected:
+                raise SpaceError(
+                    f"the weights of '{name}' have hash {found[:12]}…; the lineage says {expected[:12]}….",
+                    place=str(self.folder / name / WEIGHTS),
+                )
+
+    def _load(self, name: str) -> tuple[Modality[Any], SpaceEncoder]:
+        if name not in self._loaded:
+            record = self.record.modalities.get(name)
+            if record is None:
+                raise SpaceError(f"no modality '{name}'. {suggest(name, self.modalities)}", place=str(self.folder))
+            modality = modality_from(record, self._plugins)
+            encoder = load_encoder(modality, record, self.record.embed_dim, self.folder / name)
+            encoder.freeze()
+            self._loaded[name] = (modality, encoder.to(self._device))
+        return self._loaded[name]
+
+
+def modality_from(record: ModalityRecord, plugins: PluginManager) -> Modality[Any]:
+    """Makes the modality that a space's record describes."""
+    cls = plugins.find("modality", record.plugin).cls
+    try:
+        modality: Modality[Any] = cls(cls.Config.model_validate(record.config))
+    except ValidationError as error:
+        raise SpaceError(
+            f"{record.distribution} does not understand settings written by its version {record.version}: {error}"
+        ) from error
+    return modality
+
+
+def load_encoder(modality: Modality[Any], record: ModalityRecord, embed_dim: int, folder: Path) -> SpaceEncoder:
+    """Builds a network without its pretrained weights and gives it those of a folder.
+
+    Raises:
+        SpaceError: The weights are missing, damaged, or of another network.
+    """
+    encoder = SpaceEncoder(modality.build_encoder(), record.raw_dim, embed_dim, projected=record.projected)
+    path = folder / WEIGHTS
+    try:
+        encoder.load_state_dict(load_file(path))
+    except FileNotFoundError as error:
+        raise SpaceError("the weights are missing.", place=str(path)) from error
+    except Exception as error:  # safetensors' own errors derive from Exception; shapes are RuntimeError
+        raise SpaceError(f"the weights do not fit or are damaged: {error}", place=str(path)) from error
+    return encoder
+
+
+def save_encoder(encoder: SpaceEncoder, record: ModalityRecord, folder: Path) -> None:
+    """Writes one modality's `config.json` and `model.safetensors`; the folder appears whole."""
+    with replacing_folder(folder) as temporary:
+        # Clones: safetensors refuses tensors that share memory.
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in encoder.state_dict().items()}
+        save_file(state, temporary / WEIGHTS, metadata={"format": "pt", "content_hash": record.content_hash})
+        write_json(temporary / CONFIG, record.model_dump(mode="json"))
+
+
+def assemble(folder: Path, record: SpaceRecord, weights: Mapping[str, Path]) -> None:
+    """Writes a space out of modality folders that are there already.
+
+    Args:
+        folder: Where the space is to be; it appears whole, in place of what was there.
+        record: Its lineage.
+        weights: Modality -> a folder that `save_encoder` wrote.
+    """
+    with replacing_folder(folder) as temporary:
+        for name, source in weights.items():
+            (temporary / name).mkdir()
+            for file in (WEIGHTS, CONFIG):
+                link_or_copy(source / file, temporary / name / file)
+        write_json(temporary / RECORD, record.model_dump(mode="json"))

@@ -1,0 +1,1 @@
+"""One stage: losses, steps, checkpoints, and the loop that Accelerate runs."""

@@ -1,0 +1,319 @@
+"""The loop of an `align` stage, on Accelerate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+
+from geobind_core.config.models import AlignConfig, RunConfig
+from geobind_core.data.loading import TrainingBatches, batches, plan_workers
+from geobind_core.data.paired import PairedData, Rows
+from geobind_core.data.samples import BadSample, BadSampleCount, SampleReader
+from geobind_core.errors import ConfigError, DataError, TrainingError
+from geobind_core.plugins.modality import Augmentation, EncoderOutput
+from geobind_core.plugins.stage_kind import StageContext, StageResult
+from geobind_core.space.embed import embed_rows, to_device
+from geobind_core.space.encoder import SpaceEncoder, content_hash
+from geobind_core.training import checkpoint
+from geobind_core.training.edges import Edge, EdgeLosses
+from geobind_core.training.optimizer import build_optimizer, build_scheduler
+from geobind_core.training.step import StageModel, gradients
+
+_LOG_EVERY = 10
+LOG = "log.jsonl"
+
+
+def train(config: AlignConfig, context: StageContext) -> StageResult:
+    """Trains the encoders of `config.train` in place and returns figures about it.
+
+    Raises:
+        DataError: There is nothing to train on, or too much of it cannot be read.
+        TrainingError: The loss is not finite, or a frozen encoder changed.
+    """
+    assert context.data is not None
+    accelerator = _accelerator(context.run, context.folder)
+    with _frozen(context, config.anchor or (), accelerator.device):
+        return _Stage(config, context, context.data, accelerator).run()
+
+
+@contextmanager
+def _frozen(context: StageContext, anchors: Any, device: torch.device) -> Iterator[None]:
+    """Keeps the anchors frozen, and makes sure that they were."""
+    before = {}
+    for name in anchors:
+        context.encoders[name].freeze()
+        before[name] = content_hash(context.encoders[name])
+        context.encoders[name].to(device)
+    yield
+    for name, expected in before.items():
+        if content_hash(context.encoders[name].cpu()) != expected:
+            raise TrainingError(
+                f"the frozen encoder of '{name}' changed during the stage; its result is not kept.",
+                place=str(context.folder),
+                hint="A plugin or a module shared between modalities writes to it.",
+            )
+
+
+@dataclass(frozen=True)
+class _Anchor:
+    """Embeddings of an anchor that is the same in every epoch: `[N, D]`, and where each row's is."""
+
+    embeddings: torch.Tensor
+    position: torch.Tensor
+
+    def of(self, rows: torch.Tensor, device: torch.device) -> EncoderOutput:
+        return EncoderOutput(self.embeddings[self.position[rows]].to(device))
+
+
+class _Stage:
+    """One run of a stage: what is set up once, and the steps."""
+
+    def __init__(self, config: AlignConfig, context: StageContext, data: PairedData, accelerator: Accelerator) -> None:
+        self.config = config
+        self.context = context
+        self.data = data
+        self.accelerator = accelerator
+        self.say = context.reporter.say
+        self.seed = derived_seed(context.run.seed, config.name)
+        self.augment = {m: [Augmentation.parse(a) for a in texts] for m, texts in config.augment.items()}
+        self.live_anchors = [m for m in config.anchor or () if m in self.augment]
+
+    def run(self) -> StageResult:
+        fingerprint = self.context.fingerprint
+        state = checkpoint.read_state(self.context.folder, fingerprint) or checkpoint.StageState(fingerprint)
+        if state.step == 0:
+            (self.context.folder / LOG).unlink(missing_ok=True)
+        self.state = state
+
+        rows = self.data.rows("train", [*self.config.train, *(self.config.anchor or ())])
+        if len(rows) < 2:
+            raise DataError(
+                f"{len(rows)} training rows have all of {', '.join([*self.config.train, *(self.config.anchor or ())])}; "
+                "expected at least 2.",
+                place=f"stage {self.config.name}, data.{self.data.name}",
+            )
+        self.bad = BadSampleCount(len(rows), self.config.max_bad_samples, f"stage {self.config.name}")
+        self.bad.add(state.bad)
+        anchors, rows = self._fixed_anchors(rows)
+
+        readers = {name: self._reader(name, train=True) for name in self.config.train}
+        readers |= {name: self._reader(name, train=True) for name in self.live_anchors}
+        workers, room = plan_workers(readers, rows, self.context.run.loader)
+        for reader in readers.values():
+            reader.keep_up_to(room)
+        sampler = TrainingBatches(rows, self.config.batch_size, self.config.epochs, self.seed, state.step)
+        if sampler.batch_size < self.config.batch_size:
+            self.context.reporter.warn(
+                f"stage {self.config.name}: {len(rows)} rows make one batch of {len(rows)}, "
+                f"not of {self.config.batch_size}; the pool of negatives is smaller than asked for"
+            )
+
+        set_seed(self.seed)
+        model = StageModel({name: self.context.encoders[name] for name in self.config.train})
+        model.train()
+        model.requires_grad_(True)
+        losses = EdgeLosses(self._edges(), self.data).to(self.accelerator.device)
+        optimizer = build_optimizer([model, losses], self.config.optimizer)
+        total = sampler.steps_per_epoch * self.config.epochs
+        scheduler = build_scheduler(
+            optimizer,
+            self.config.scheduler,
+            lr=self.config.optimizer.lr,
+            steps_per_epoch=sampler.steps_per_epoch,
+            total_steps=total,
+        )
+        wrapped, optimizer, scheduler = self.accelerator.prepare(model, optimizer, scheduler)
+        # Not prepared: autocast must not touch the logits, which need float32.
+        self.accelerator.register_for_checkpointing(losses)
+        if state.step:
+            checkpoint.restore(self.accelerator, self.context.folder)
+            self.say(f"  going on from step {state.step} of {total}")
+
+        loader = batches(readers, sampler, workers=workers, pin_memory=self.accelerator.device.type == "cuda")
+        summary = self._steps(loader, wrapped, losses, optimizer, scheduler, anchors, total, sampler.steps_per_epoch)
+        self.accelerator.end_training()
+        self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
+        for name in self.config.train:
+            self.context.encoders[name].cpu().freeze()
+        self.accelerator.free_memory()
+        return StageResult({**summary, "rows": len(rows), "bad_samples": [str(b) for b in self.bad.found.values()]})
+
+    # ------------------------------------------------------------------ setting up
+
+    def _edges(self) -> list[Edge]:
+        return [
+            Edge(*pair.modalities, loss=self.context.make_loss(pair.loss), weight=pair.weight)
+            for pair in self.config.pairs or ()
+        ]
+
+    def _reader(self, name: str, *, train: bool) -> SampleReader:
+        modality = self.context.modalities[name].with_augment(self.augment.get(name, ()))
+        return SampleReader(self.data, name, modality, train=train, seed=self.seed)
+
+    def _fixed_anchors(self, rows: Rows) -> tuple[dict[str, _Anchor], Rows]:
+        """Embeds the anchors that do not change from epoch to epoch, once."""
+        anchors = {}
+        for name in (m for m in self.config.anchor or () if m not in self.augment):
+            with self.context.reporter.task(f"  {name} (frozen)", len(rows), "rows") as task:
+                embedded = embed_rows(
+                    self._reader(name, train=False),
+                    self.context.encoders[name],
+                    rows,
+                    batch_size=self.config.micro_batch_size or self.config.batch_size,
+                    loader=self.context.run.loader,
+                    device=self.accelerator.device,
+                    advance=task.advance,
+                )
+            self._note_bad(embedded.bad)
+            rows = embedded.rows.numpy()
+            position = torch.full((len(self.data),), -1, dtype=torch.long)
+            position[embedded.rows] = torch.arange(len(embedded.rows))
+            anchors[name] = _Anchor(embedded.embeddings, position)
+        if len(rows) < 2:
+            raise DataError("no training row can be read.", place=f"stage {self.config.name}, data.{self.data.name}")
+        return anchors, rows
+
+    # ------------------------------------------------------------------ the steps
+
+    def _steps(
+        self,
+        loader: Any,
+        model: Any,
+        losses: EdgeLosses,
+        optimizer: Any,
+        scheduler: Any,
+        anchors: Mapping[str, _Anchor],
+        total: int,
+        steps_per_epoch: int,
+    ) -> dict[str, Any]:
+        device = self.accelerator.device
+        started = window = time.monotonic()
+        last_saved, before = started, self.state.seconds
+        samples = samples_in_window = 0
+        last: dict[str, float] = {}
+        with self.context.reporter.task(f"  {self.config.name}", total, "steps", self.state.step) as task:
+            for batch in loader:
+                self._note_bad(batch["bad"])
+                rows = batch["rows"]
+                if len(rows) >= 2:  # a batch of one has nothing to tell apart
+                    inputs = to_device(batch["inputs"], device)
+                    outputs = {name: anchor.of(rows, device) for name, anchor in anchors.items()}
+                    outputs |= self._embed_live(inputs)
+                    loss, logs = gradients(
+                        self.accelerator, model, losses, {m: inputs[m] for m in self.config.train},
+                        outputs, rows, self.config.micro_batch_size,
+                    )
+                    if self.config.optimizer.clip_norm is not None:
+                        self.accelerator.clip_grad_norm_(model.parameters(), self.config.optimizer.clip_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    losses.clamp_()
+                scheduler.step()
+                self.state.step = batch["step"] + 1
+                samples += len(rows)
+                samples_in_window += len(rows)
+                if self.state.step % _LOG_EVERY == 0 or self.state.step == total:
+                    now = time.monotonic()
+                    last = self._log(
+                        loss, logs, batch["epoch"], scheduler.get_last_lr()[0],
+                        samples_in_window / max(now - window, 1e-9),
+                    )
+                    window, samples_in_window = now, 0
+                    task.update(self.state.step, figures=_figures(last, batch["epoch"], self.config.epochs))
+                self.state.seconds = before + time.monotonic() - started
+                if self.state.step < total and self._checkpoint_is_due(last_saved):
+                    self._require_finite(loss)
+                    checkpoint.save(self.accelerator, self.context.folder, self.state)
+                    last_saved = time.monotonic()
+        return {
+            "steps": total,
+            "epochs": self.config.epochs,
+            "steps_per_epoch": steps_per_epoch,
+            "seconds": round(self.state.seconds, 3),
+            "samples_per_second": round(samples / max(time.monotonic() - started, 1e-9), 1),
+            **{k: last[k] for k in ("loss", "logit_scale") if k in last},
+        }
+
+    def _embed_live(self, inputs: Mapping[str, Any]) -> dict[str, EncoderOutput]:
+        if not self.live_anchors:
+            return {}
+        with torch.no_grad(), self.accelerator.autocast():
+            return {name: self.context.encoders[name](inputs[name]) for name in self.live_anchors}
+
+    def _checkpoint_is_due(self, last_saved: float) -> bool:
+        due = self.config.checkpoint
+        by_steps = due.steps is not None and self.state.step % due.steps == 0
+        return by_steps or time.monotonic() - last_saved >= due.minutes * 60
+
+    def _note_bad(self, samples: list[BadSample]) -> None:
+        for sample in self.bad.add(samples):
+            self.state.bad.append(sample)
+            self._append_log(
+                {"event": "bad_sample", "key": sample.key, "modality": sample.modality, "reason": sample.reason}
+            )
+
+    def _log(
+        self, loss: torch.Tensor, logs: Mapping[str, torch.Tensor], epoch: int, lr: float, rate: float
+    ) -> dict[str, float]:
+        self._require_finite(loss)
+        values = {"loss": float(loss), **{k: float(v) for k, v in logs.items()}, "lr": lr, "samples_per_second": rate}
+        self._append_log({"step": self.state.step, "epoch": epoch, **values})
+        self.accelerator.log(values, step=self.state.step)
+        return values
+
+    def _append_log(self, record: dict[str, Any]) -> None:
+        with (self.context.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def _require_finite(self, loss: torch.Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {float(loss)} at step {self.state.step}.",
+                place=f"stage {self.config.name}",
+                hint="The last checkpoint is intact. Try a lower optimizer.lr, optimizer.clip_norm: 1.0, "
+                "or mixed_precision: bf16 instead of fp16.",
+            )
+
+
+def _accelerator(run: RunConfig, stage_folder: Path) -> Accelerator:
+    logging_folder = stage_folder.parent.parent / "tensorboard"
+    try:
+        accelerator = Accelerator(
+            mixed_precision=run.mixed_precision,
+            log_with=run.log_with or None,
+            project_config=ProjectConfiguration(project_dir=str(stage_folder), logging_dir=str(logging_folder)),
+            step_scheduler_with_optimizer=False,
+        )
+    except ValueError as error:
+        raise ConfigError(f"Accelerate refuses mixed_precision or log_with: {error}") from error
+    if accelerator.distributed_type != DistributedType.NO:
+        raise ConfigError(
+            f"found {accelerator.num_processes} processes ({accelerator.distributed_type.value}); "
+            "this version trains in one process.",
+            hint="Start it with `geobind run`, or with `accelerate launch --num_processes 1`.",
+        )
+    accelerator.init_trackers(stage_folder.name)
+    return accelerator
+
+
+def derived_seed(seed: int, *names: str) -> int:
+    """Returns a seed for one purpose, so that purposes do not share a stream."""
+    digest = hashlib.blake2b(":".join([str(seed), *names]).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _figures(values: Mapping[str, float], epoch: int, epochs: int) -> str:
+    scale = f"  logit scale {values['logit_scale']:.1f}" if "logit_scale" in values else ""
+    return (
+        f"epoch {epoch + 1}/{epochs}  loss {values['loss']:.3f}{scale}  {values['samples_per_second']:.0f} samples/s"
+    )

@@ -1,0 +1,210 @@
+"""What the two cameras have in common: colours, noise to paint with, exact shares of area, JPEG."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geobind_plugin_synthetic_earth.scene import (
+    BEACH,
+    BUILT,
+    COVERS,
+    CROPLAND,
+    FOREST,
+    GRASSLAND,
+    WATER,
+    WETLAND,
+    Scene,
+)
+
+Image = NDArray[np.float32]
+Map = NDArray[np.float32]
+Labels = NDArray[np.int8]
+
+JPEG_QUALITY = 90
+
+_BASE = np.array(
+    [
+        (34, 84, 138),  # water
+        (242, 228, 190),  # beach
+        (214, 152, 92),  # desert
+        (34, 82, 38),  # forest
+        (134, 168, 78),  # grassland
+        (206, 184, 84),  # cropland
+        (84, 92, 58),  # wetland
+        (124, 116, 112),  # rock
+        (240, 244, 250),  # snow
+        (152, 146, 144),  # built
+    ],
+    dtype=np.float32,
+)
+_PARCHED = {FOREST: (84, 82, 36), GRASSLAND: (190, 172, 100), CROPLAND: (222, 186, 92)}
+_LUSH = {FOREST: (22, 84, 34), GRASSLAND: (92, 178, 60), CROPLAND: (140, 182, 64)}
+_MUDDY = (126, 110, 72)
+_CLEAR = (20, 90, 160)
+_PINE = (18, 58, 56)
+
+
+def palette(scene: Scene) -> Image:
+    """Colours of the land covers at a place, 0 to 255, ``[10, 3]``."""
+    colours = _BASE.copy()
+    for cover, parched in _PARCHED.items():
+        colours[cover] = blend(parched, _LUSH[cover], scene.greenness)
+    colours[FOREST] = blend(colours[FOREST], _PINE, 0.8 * scene.conifers)
+    colours[WATER] = blend(_CLEAR, _MUDDY, scene.silt)
+    colours[WETLAND] = blend(colours[WETLAND], (62, 112, 70), 0.6 * scene.greenness)
+    return colours
+
+
+def tree_colour(scene: Scene) -> Image:
+    """Colour of a tree's crown, ``[3]``."""
+    broadleaf = blend((112, 104, 40), (38, 120, 40), scene.greenness)
+    return blend(broadleaf, (16, 66, 60), scene.conifers)
+
+
+def daylight(scene: Scene) -> Image:
+    """What the light does to a colour: warm when the sun is low, dull under clouds; ``[3]``."""
+    tint = blend((0.94, 0.70, 0.50), (1.04, 1.02, 1.0), scene.sun)
+    return np.asarray(tint * (1.0 - 0.22 * scene.rain), dtype=np.float32)
+
+
+def blend(first: object, second: object, share: float) -> Image:
+    """A mixture of two colours (or images): ``share`` of the second."""
+    start = np.asarray(first, dtype=np.float32)
+    return np.asarray(
+        start + np.float32(share) * (np.asarray(second, dtype=np.float32) - start), dtype=np.float32
+    )
+
+
+@dataclass(frozen=True)
+class NoiseBank:
+    """Large periodic noise textures that layouts are cut from.
+
+    Cutting a random window costs microseconds where drawing fresh noise costs milliseconds. Each
+    camera has a bank of its own, so no window of one can be found in the other.
+
+    Attributes:
+        smooth: Forms as large as the picture, with detail down to the pixel, ``[P, P]``.
+        rough: Forms of a few pixels, ``[P, P]``.
+        pixels: Side of a picture.
+    """
+
+    smooth: Map
+    rough: Map
+    pixels: int
+
+    def cut(self, texture: Map, generator: np.random.Generator) -> Map:
+        """A random window of a texture, randomly turned over, ``[S, S]``."""
+        limit = texture.shape[0] - self.pixels
+        row, column, flip = generator.integers(0, (limit, limit, 8))
+        window = texture[row : row + self.pixels, column : column + self.pixels]
+        if flip & 1:
+            window = window[::-1]
+        if flip & 2:
+            window = window[:, ::-1]
+        return window.T if flip & 4 else window
+
+
+def make_noise_bank(seed: int, pixels: int) -> NoiseBank:
+    """Builds the textures for pictures of a given side.
+
+    Args:
+        seed: A constant of the camera; has nothing to do with the planet's seed.
+        pixels: Side of a picture.
+
+    Returns:
+        The bank, each texture of mean 0 and variance 1.
+    """
+    generator = np.random.default_rng(seed)
+    side = max(1024, 2 * pixels)
+    return NoiseBank(
+        smooth=_spectral_noise(generator, side, 1.6 * side / pixels, 2.1),
+        rough=_spectral_noise(generator, side, side / 6.0, 1.0),
+        pixels=pixels,
+    )
+
+
+def _spectral_noise(
+    generator: np.random.Generator, side: int, corner: float, slope: float
+) -> Map:
+    """Periodic noise, flat up to ``corner`` cycles per side and falling with ``slope`` beyond."""
+    spectrum = np.fft.rfft2(generator.normal(size=(side, side)))
+    rows = np.fft.fftfreq(side)[:, None] * side
+    columns = np.fft.rfftfreq(side)[None, :] * side
+    radius = np.hypot(rows, columns)
+    values = np.fft.irfft2(spectrum * (1.0 + (radius / corner) ** 2) ** (-slope / 2.0), (side, side))
+    values -= values.mean()
+    return np.asarray(values / values.std(), dtype=np.float32)
+
+
+def lay_out(scene: Scene, shore: Map, height: Map, patches: Map) -> Labels:
+    """Gives every pixel a land cover so that the shares of area come out exactly.
+
+    Water takes the lowest pixels of ``shore`` and beach the next; of the land, wetland takes the
+    lowest of ``height``, snow and rock the highest; the rest is divided along ``patches``.
+
+    Args:
+        scene: Whose mixture it is.
+        shore: Any map; its level lines become shorelines, ``[...]``.
+        height: Likewise, for what follows the height of the land, same shape.
+        patches: Likewise, for fields, woods and towns, same shape.
+
+    Returns:
+        Index into :data:`COVERS` of every pixel, of the same shape.
+    """
+    covers = scene.covers
+    labels = np.empty(shore.size, dtype=np.int8)
+    everywhere = np.arange(shore.size)
+    land = _divide(labels, everywhere, shore, covers, (WATER, BEACH, -1))
+    middle = _divide(labels, land, height, covers, (WETLAND, -1, 7, 8))
+    _divide(labels, middle, patches, covers, (2, GRASSLAND, CROPLAND, BUILT, FOREST))
+    return labels.reshape(shore.shape)
+
+
+def _divide(
+    labels: Labels,
+    pixels: NDArray[np.intp],
+    values: Map,
+    covers: tuple[float, ...],
+    order: tuple[int, ...],
+) -> NDArray[np.intp]:
+    """Labels pixels in the order of their values; returns those that fall to the entry -1."""
+    named = [cover for cover in order if cover >= 0]
+    everything = set(range(len(COVERS)))
+    taken = {WATER, BEACH} if WATER not in named else set()
+    taken |= {WETLAND, 7, 8} if FOREST in named else set()
+    rest = sum(covers[cover] for cover in everything - taken - set(named))
+    shares = np.array([rest if cover < 0 else covers[cover] for cover in order])
+    if pixels.size == 0 or shares.sum() <= 0.0:
+        return pixels[:0]
+    ranking = pixels[np.argsort(values.ravel()[pixels], kind="stable")]
+    ends = np.rint(np.cumsum(shares) / shares.sum() * pixels.size).astype(int).tolist()
+    unnamed, start = pixels[:0], 0
+    for cover, end in zip(order, ends, strict=True):
+        if cover < 0:
+            unnamed = ranking[start:end]
+        else:
+            labels[ranking[start:end]] = cover
+        start = end
+    return unnamed
+
+
+def to_jpeg(image: Image) -> bytes:
+    """Encodes a picture.
+
+    Args:
+        image: Colours 0 to 255 (values beyond are clipped), ``[S, S, 3]``.
+
+    Returns:
+        A JPEG file.
+    """
+    from PIL import Image as Pillow
+
+    buffer = io.BytesIO()
+    Pillow.fromarray(np.clip(image, 0.0, 255.0).astype(np.uint8)).save(
+        buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0
+    )
+    return buffer.getvalue()

@@ -1,0 +1,230 @@
+"""The planet: which places there are, and what is at each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+
+from geobind_plugin_synthetic_earth.fields import (
+    Floats,
+    SphereField,
+    fibonacci_sphere,
+    sphere_field,
+    to_degrees,
+)
+from geobind_plugin_synthetic_earth.scene import COVERS, Scene
+
+SEA_SHARE = 0.10  # of the places; the rest is land and coast
+SEA_SURFACE = 0.55  # of the planet
+BLOCK = 4096  # candidate places drawn at a time; a constant, so that place 7 is the same in any set
+
+CONTINENTS = (1.8, 0.9, 0.45, 0.22)  # wavelengths in radians of arc
+CLIMATE = (1.4, 0.6)
+REGIONS = (0.5, 0.2)
+NEIGHBOURHOOD = (0.02, 0.005)  # some 130 and 30 km: no two places of a set are alike
+FACTOR_FIELDS = (
+    "trees",
+    "conifers",
+    "greenness",
+    "building_height",
+    "traffic",
+    "relief",
+    "wind",
+    "rain",
+    "silt",
+)
+COVER_CONTRAST = 1.1  # higher: fewer covers per place
+INDIVIDUALITY = 1.25  # how much of a place is its own and not its region's
+
+
+@dataclass(frozen=True)
+class Planet:
+    """The fields of one planet.
+
+    Attributes:
+        seed: Where everything comes from.
+        elevation: Large forms of the land; compare with ``sea_level``.
+        sea_level: Value of ``elevation`` at the shore.
+        moisture: Rain over the year.
+        warmth: Departure from the temperature of the latitude.
+        settlement: Where people like to live.
+        local: Fine fields by name, one per land cover and per factor.
+    """
+
+    seed: int
+    elevation: SphereField
+    sea_level: float
+    moisture: SphereField
+    warmth: SphereField
+    settlement: SphereField
+    local: dict[str, SphereField]
+
+
+def make_planet(seed: int) -> Planet:
+    """Draws the planet of a seed."""
+    generator = np.random.default_rng([seed, 1])
+    elevation = sphere_field(generator, CONTINENTS)
+    return Planet(
+        seed=seed,
+        elevation=elevation,
+        sea_level=float(np.quantile(elevation(fibonacci_sphere(BLOCK)), SEA_SURFACE)),
+        moisture=sphere_field(generator, CLIMATE),
+        warmth=sphere_field(generator, CLIMATE),
+        settlement=sphere_field(generator, REGIONS),
+        local={
+            name: sphere_field(generator, NEIGHBOURHOOD, persistence=1.0, waves_per_octave=10)
+            for name in (*COVERS, *FACTOR_FIELDS)
+        },
+    )
+
+
+def scatter_places(planet: Planet, count: int) -> Floats:
+    """Spreads places uniformly over land and coast, with some sea.
+
+    The order is that of the draw, so a place's number says nothing about it, and the first places of
+    a large set are the places of a small one.
+
+    Args:
+        planet: The planet.
+        count: Number of places.
+
+    Returns:
+        Unit vectors, ``[count, 3]``.
+    """
+    generator = np.random.default_rng([planet.seed, 2])
+    land_surface = 1.0 - SEA_SURFACE
+    sea_kept = SEA_SHARE / (1.0 - SEA_SHARE) * land_surface / SEA_SURFACE
+    kept: list[Floats] = []
+    while sum(map(len, kept)) < count:
+        points = generator.normal(size=(BLOCK, 3))
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+        height = planet.elevation(points) - planet.sea_level
+        # The shore itself is where land and sea meet in one tile: never thinned out.
+        kept.append(points[(height > -0.05) | (generator.random(BLOCK) < sea_kept)])
+    return np.concatenate(kept)[:count]
+
+
+def observe(planet: Planet, points: Floats) -> list[Scene]:
+    """Says what is at each place.
+
+    Args:
+        planet: The planet.
+        points: Unit vectors of the places, ``[N, 3]``.
+
+    Returns:
+        One scene per place.
+    """
+    longitude, latitude = to_degrees(points)
+    local = {name: field(points) for name, field in planet.local.items()}
+    height = planet.elevation(points) - planet.sea_level
+    highland = np.clip(height - 0.5, 0.0, 1.5)
+    generator = np.random.default_rng([planet.seed, 3])
+    day = generator.integers(0, 365, size=len(points))
+    hour = generator.uniform(6.5, 17.5, size=len(points))  # local solar time: photos want light
+    season = np.cos(2.0 * np.pi * (day - 196) / 365.0) * np.sin(np.radians(latitude))
+    temperature = (
+        29.0
+        - 42.0 * np.abs(np.sin(np.radians(latitude))) ** 1.6
+        + 4.0 * planet.warmth(points)
+        - 14.0 * highland
+        + 8.0 * season
+    )
+    moisture = planet.moisture(points) + 0.4 * np.cos(np.radians(4.0 * latitude))
+    settlement = planet.settlement(points) - 0.8 * highland
+    covers = _covers(local, height, highland, temperature, moisture, settlement)
+    factors = _factors(local, covers, highland, temperature, moisture, settlement)
+    factors["elevation"] = np.maximum(0.0, 1500.0 * height + 60.0 * local["relief"])
+    factors["temperature"] = temperature
+    factors["moisture"] = _squash(moisture)
+    factors["population"] = 4000.0 * covers[:, COVERS.index("built")] * (
+        0.3 + factors["building_height"]
+    )
+    factors["sun"] = np.sin(np.pi * (hour - 6.0) / 12.0)
+    seconds = ((hour - longitude / 15.0) * 3600.0 + day * 86400.0).astype(np.int64)
+    rows = zip(*(values.tolist() for values in factors.values()), strict=True)
+    return [
+        Scene(
+            longitude=float(longitude[place]),
+            latitude=float(latitude[place]),
+            time=datetime(2024, 1, 1, tzinfo=UTC) + timedelta(seconds=int(seconds[place])),
+            covers=tuple(covers[place].tolist()),
+            **dict(zip(factors, row, strict=True)),
+        )
+        for place, row in enumerate(rows)
+    ]
+
+
+def _covers(
+    local: dict[str, Floats],
+    height: Floats,
+    highland: Floats,
+    temperature: Floats,
+    moisture: Floats,
+    settlement: Floats,
+) -> Floats:
+    """The land-cover mixture, ``[N, 10]``: a soft competition that the climate sets up."""
+    warmth = (temperature - 14.0) / 12.0
+    frost = np.clip(-(temperature - 2.0) / 6.0, 0.0, 2.5)
+    shore = np.exp(-((height / 0.12) ** 2))
+    preference = {
+        "water": 2.6 * np.tanh(-5.0 * height) - 0.2 + 0.3 * moisture,
+        "beach": -2.0 + 2.3 * shore,
+        "desert": -0.9 - 1.7 * moisture + 0.8 * warmth,
+        "forest": 0.6 + 1.1 * moisture - 0.4 * warmth**2,
+        "grassland": 0.5 - 0.3 * np.abs(moisture) - 0.3 * warmth**2,
+        "cropland": 0.1 - 0.7 * (warmth - 0.3) ** 2 + 0.7 * settlement - 1.5 * highland,
+        "wetland": -0.7 + 1.0 * moisture - 2.0 * highland,
+        "rock": -1.2 + 2.2 * highland,
+        "snow": -2.3 + 2.0 * frost + 0.6 * highland,
+        "built": -0.7 + 1.5 * settlement - 0.5 * frost,
+    }
+    open_sea = np.clip(-height - 0.1, 0.0, 0.6)
+    scores = np.stack(
+        [
+            preference[name]
+            + INDIVIDUALITY * local[name]
+            - (0.0 if name == "water" else 2.0) * open_sea
+            for name in COVERS
+        ],
+        axis=1,
+    )
+    scores = np.exp(COVER_CONTRAST * (scores - scores.max(axis=1, keepdims=True)))
+    shares = scores / scores.sum(axis=1, keepdims=True)
+    shares[shares < 0.006] = 0.0  # less than a few pixels: not there
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+
+
+def _factors(
+    local: dict[str, Floats],
+    covers: Floats,
+    highland: Floats,
+    temperature: Floats,
+    moisture: Floats,
+    settlement: Floats,
+) -> dict[str, Floats]:
+    """The continuous things, each ``[N]`` between 0 and 1: the region's habit and the place's own."""
+    share = dict(zip(COVERS, covers.T, strict=True))
+    plants = share["forest"] + share["grassland"] + share["cropland"] + share["wetland"]
+    bare = share["water"] + share["snow"] + share["desert"]
+    return {
+        "trees": _squash(1.4 * local["trees"] + 2.0 * share["forest"] - 0.8)
+        * np.clip(0.15 + 1.3 * plants + 0.6 * share["built"], 0.0, 1.0),
+        "conifers": _squash(1.6 * local["conifers"] - (temperature - 12.0) / 7.0),
+        "greenness": _squash(1.4 * local["greenness"] + 1.0 * moisture),
+        "building_height": _squash(
+            1.5 * local["building_height"] + 1.2 * settlement + 2.0 * share["built"] - 0.8
+        ),
+        "traffic": _squash(1.5 * local["traffic"] + 1.1 * settlement + 2.0 * share["built"] - 1.0)
+        * np.clip(1.3 - 1.3 * bare, 0.0, 1.0),
+        "relief": _squash(1.4 * local["relief"] + 2.5 * highland + 2.0 * share["rock"] - 0.8),
+        "wind": _squash(0.6 * local["wind"] + 3.0 * (bare + share["rock"]) - 1.5),
+        "rain": np.clip(0.35 * local["rain"] + 0.25 * moisture + 0.15, 0.0, 1.0),
+        "silt": _squash(1.6 * local["silt"]),
+    }
+
+
+def _squash(values: Floats) -> Floats:
+    """From any number to 0..1."""
+    return np.asarray(1.0 / (1.0 + np.exp(-1.6 * values)))
