@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from geobind_core.errors import DataError as DataError
     from geobind_core.errors import GeoBindError as GeoBindError
     from geobind_core.errors import WeightsError as WeightsError
+    from geobind_core.hub import require_hub_files as require_hub_files
     from geobind_core.plugins.hooks import hookimpl as hookimpl
     from geobind_core.plugins.loss import Loss as Loss
     from geobind_core.plugins.loss import LossConfig as LossConfig
@@ -55,6 +56,7 @@ _HOMES = {
     "StageResult": "plugins.stage_kind",
     "WeightsError": "errors",
     "hookimpl": "plugins.hooks",
+    "require_hub_files": "hub",
 }
 
 __all__ = sorted(_HOMES)  # noqa: PLE0605 - the table above is the one list of public names

@@ -126,6 +126,10 @@ class PairedData:
             keep = keep & filled.to_numpy(zero_copy_only=False)
         return np.flatnonzero(keep).astype(np.int64)
 
+    def column_has_values(self, modality: str) -> bool:
+        """Whether any row has something for a modality."""
+        return all(self._columns[c].null_count < len(self) for c in self.fields[modality])
+
     def count(self, split: Split) -> int:
         """Returns how many rows a split has, complete or not."""
         return int((self._splits == CODES[split]).sum())

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from geobind_core.errors import ConfigError
 
@@ -42,6 +42,12 @@ class ModalityConfig(BaseModel):
         pattern="^(auto|none|linear)$",
         description="Linear head from the encoder's dimension to the space's: auto adds it where they differ.",
     )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> ModalityConfig:
+        if self.pretrained is not None and self.init_from is not None:
+            raise ValueError("`pretrained` and `init_from` exclude each other; a network starts from one of them")
+        return self
 
 
 @dataclass(frozen=True)

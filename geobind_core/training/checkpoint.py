@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from accelerate import Accelerator
+from typing import TYPE_CHECKING
 
 from geobind_core.data.samples import BadSample
 from geobind_core.files import read_json, recover_folder, replacing_folder, write_json
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 FOLDER = "checkpoint"
 _STATE = "stage_state.json"

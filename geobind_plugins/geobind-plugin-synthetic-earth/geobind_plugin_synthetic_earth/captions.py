@@ -60,13 +60,12 @@ def write_scene_caption(scene: Scene, generator: np.random.Generator) -> str:
     """
     voice = _Voice(generator)
     shares = sorted(zip(scene.covers, COVERS, strict=True), reverse=True)[:MOST_COVERS]
-    phrases = [
-        _describe_cover(voice, scene, name, share) for share, name in shares if share > COVER_LEVELS[0]
-    ]
+    phrases = [_describe_cover(voice, scene, name, share) for share, name in shares if share > 0.0]
+    relief = voice.factor("relief", scene.relief)
     return _sentence(
         voice.pick(_SCENES).format(
             covers=_enumerate(phrases),
-            land=f"{voice.factor('relief', scene.relief)}, {voice.factor('greenness', scene.greenness)}",
+            land=f"{relief}, {voice.factor('greenness', scene.greenness)}",
             trees=voice.factor("trees", scene.trees),
             road=voice.factor("traffic", scene.traffic),
             weather=voice.factor("rain", scene.rain),

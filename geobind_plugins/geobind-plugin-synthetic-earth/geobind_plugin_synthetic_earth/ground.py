@@ -8,7 +8,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from geobind_plugin_synthetic_earth import sprites
 from geobind_plugin_synthetic_earth.canvas import (
     Image,
     Labels,
@@ -27,22 +26,19 @@ from geobind_plugin_synthetic_earth.scene import (
     CROPLAND,
     DESERT,
     FOREST,
-    GRASSLAND,
     SNOW,
     WATER,
     WETLAND,
     Scene,
     amount,
 )
+from geobind_plugin_synthetic_earth.standing import stand_things
 
 BANK_SEED = 202
 HORIZON = 0.40  # of the picture's height, from the top
-MOST_TREES = 22
-MOST_HOUSES = 12
 
 _GRAIN = np.zeros(len(COVERS), dtype=np.float32)
 _GRAIN[:] = (3, 6, 9, 18, 14, 6, 16, 26, 4, 9)
-_CARS = np.array(((190, 40, 40), (40, 70, 160), (230, 230, 230), (40, 40, 44)), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -69,9 +65,15 @@ def _camera(pixels: int) -> Camera:
     horizon = round(HORIZON * pixels)
     nearness = (np.arange(pixels - horizon, dtype=np.float32)[:, None] + 1.0) / (pixels - horizon)
     across = np.linspace(-1.0, 1.0, pixels, dtype=np.float32)[None, :]
-    distance = 1.0 / (nearness + 0.06)
-    nowhere = np.zeros((pixels - horizon, pixels), dtype=np.float32)
-    return Camera(pixels, horizon, across * distance, distance + nowhere, nearness + nowhere)
+    distance = np.asarray(1.0 / (nearness + 0.06), dtype=np.float32)
+    shape = (pixels - horizon, pixels)
+    return Camera(
+        pixels,
+        horizon,
+        side=np.asarray(across * distance, dtype=np.float32),
+        distance=np.broadcast_to(distance, shape),
+        nearness=np.broadcast_to(nearness, shape),
+    )
 
 
 @lru_cache(maxsize=2)
@@ -96,8 +98,8 @@ def render_ground_image(scene: Scene, generator: np.random.Generator, pixels: in
     _paint_mountains(image, bank, camera, generator, scene)
     _paint_tree_line(image, bank, camera, generator, scene)
     labels = _paint_ground(image[camera.horizon :], bank, camera, generator, scene)
-    _paint_road(image[camera.horizon :], camera, generator, scene)
-    _stand_things(image, labels, camera, generator, scene)
+    road = _paint_road(image[camera.horizon :], labels, camera, generator, scene)
+    stand_things(image, labels, road, generator, scene)
     image *= daylight(scene)
     return _in_rain(image, generator, scene)
 
@@ -121,9 +123,10 @@ def _paint_mountains(
     image: Image, bank: NoiseBank, camera: Camera, generator: np.random.Generator, scene: Scene
 ) -> None:
     """A ridge as high as the relief, with snow on top where there is snow."""
-    ridge = bank.cut(bank.smooth, generator)[0] * np.float32(0.10) + np.float32(1.0)
-    peaks = bank.cut(bank.smooth, generator)[0] * np.float32(0.35)
-    height = np.float32(0.30 * scene.relief * camera.pixels) * np.clip(ridge + peaks, 0.3, 1.3)
+    # Folding smooth noise over at zero gives valleys that are round and peaks that are not.
+    peaks = 1.3 - 0.65 * np.abs(bank.cut(bank.smooth, generator)[0])
+    crags = bank.cut(bank.smooth, generator)[0] * np.float32(0.12)
+    height = np.float32(0.27 * scene.relief * camera.pixels) * np.clip(peaks + crags, 0.15, None)
     above = camera.horizon - np.arange(camera.horizon, dtype=np.float32)[:, None]
     inside = (above <= height[None, :])[..., None]
     stone = blend((112, 108, 124), (206, 138, 84), scene.covers[DESERT])
@@ -131,7 +134,7 @@ def _paint_mountains(
     snow_line = 1.0 - amount(scene.covers[SNOW])
     capped = (above > height[None, :] * snow_line)[..., None]
     colour = np.where(capped, np.float32(238.0), stone)
-    slope = np.gradient(height)[None, :, None] * np.float32(14.0)
+    slope = np.gradient(height)[None, :, None] * np.float32(12.0)
     grain = bank.cut(bank.rough, generator)[: camera.horizon, :, None] * np.float32(5.0)
     image[: camera.horizon] = np.where(inside, colour + slope + grain, image[: camera.horizon])
 
@@ -143,7 +146,7 @@ def _paint_tree_line(
     wood = amount(scene.covers[FOREST])
     if wood <= 0.0:
         return
-    jagged = bank.cut(bank.rough, generator)[0] * np.float32(0.25 + 0.2 * scene.conifers)
+    jagged = bank.cut(bank.rough, generator)[0] * np.float32(0.14 + 0.12 * scene.conifers)
     height = np.float32(0.15 * wood * camera.pixels) * np.clip(1.0 + jagged, 0.4, 1.6)
     above = camera.horizon - np.arange(camera.horizon, dtype=np.float32)[:, None]
     inside = (above <= height[None, :])[..., None]
@@ -159,9 +162,7 @@ def _paint_ground(
     scale = np.float32(camera.pixels / 5.0)
     columns = (camera.side * scale).astype(np.int32)
     rows = (camera.distance * scale).astype(np.int32)
-    shore, height, patches = (
-        _project(bank.smooth, rows, columns, generator) for _ in range(3)
-    )
+    shore, height, patches = (_project(bank.smooth, rows, columns, generator) for _ in range(3))
     # Water gathers on one side or lies ahead, as it does in pictures of a coast.
     lean = generator.normal(size=2).astype(np.float32)
     shore = shore + lean[0] * camera.side / (1.0 + camera.distance) + lean[1] * camera.nearness
@@ -184,12 +185,10 @@ def _project(
     """Lays a periodic texture on the ground at a random offset, ``[G, S]``."""
     side = texture.shape[0]
     down, right = generator.integers(0, side, size=2)
-    return texture[(rows + down) % side, (columns + right) % side]
+    return np.asarray(texture[(rows + down) % side, (columns + right) % side])
 
 
-def _paint_water(
-    ground: Image, labels: Labels, grain: Map, camera: Camera, scene: Scene
-) -> None:
+def _paint_water(ground: Image, labels: Labels, grain: Map, camera: Camera, scene: Scene) -> None:
     """Waves that roll in, white where the wind is strong."""
     water = labels == WATER
     if not water.any():
@@ -202,7 +201,7 @@ def _paint_water(
 def _paint_patterns(
     ground: Image, labels: Labels, grain: Map, camera: Camera, generator: np.random.Generator
 ) -> None:
-    """What each kind of ground looks like close by: rows of crops, ripples of sand, reeds, paving."""
+    """What the ground looks like close by: rows of crops, ripples of sand, pools, paving."""
     crops = labels == CROPLAND
     turn = generator.uniform(-0.5, 0.5)
     rows = np.sin((camera.side[crops] + turn * camera.distance[crops]) * np.float32(16.0))
@@ -215,84 +214,28 @@ def _paint_patterns(
         (grain[bog] > 0.55)[:, None], np.array((44, 70, 84), dtype=np.float32), ground[bog]
     )
     paving = labels == BUILT
-    joints = (np.sin(camera.side[paving] * 12.0) > 0.8) | (np.sin(camera.distance[paving] * 9) > 0.8)
-    ground[paving] -= joints[:, None] * np.float32(34.0)
+    across, ahead = np.sin(camera.side[paving] * 12.0), np.sin(camera.distance[paving] * 9.0)
+    ground[paving] -= (np.maximum(across, ahead) > 0.8)[:, None] * np.float32(34.0)
     drifts = labels == SNOW
     blue = np.clip(np.sin(camera.distance[drifts] * np.float32(4.0) + grain[drifts]), 0.0, 1.0)
     ground[drifts] -= blue[:, None] * np.array((34, 22, 8), dtype=np.float32)
 
 
 def _paint_road(
-    ground: Image, camera: Camera, generator: np.random.Generator, scene: Scene
-) -> None:
-    """A road to the horizon, as wide as the traffic asks for."""
+    ground: Image, labels: Labels, camera: Camera, generator: np.random.Generator, scene: Scene
+) -> NDArray[np.bool_]:
+    """A road to the horizon, as wide as the traffic asks for. Returns where it is, ``[G, S]``."""
+    dry = labels != WATER
     if scene.traffic < 0.08:
-        return
+        return np.zeros_like(dry)
     half_width = 0.06 + 0.42 * scene.traffic
     middle, bend = generator.uniform(-0.5, 0.5), generator.uniform(-0.15, 0.15)
     side = camera.side - np.float32(middle) - np.float32(bend) * camera.distance
-    road = np.clip((half_width - np.abs(side)) * camera.pixels / camera.distance, 0.0, 1.0)
+    road = dry * np.clip((half_width - np.abs(side)) * camera.pixels / camera.distance, 0.0, 1.0)
     ground += road[..., None] * (np.array((74, 72, 82), dtype=np.float32) - ground)
-    line = (np.abs(side) < 0.03) & (camera.distance % 1.0 < 0.6)
+    line = (np.abs(side) < 0.03) & (camera.distance % 1.0 < 0.6) & dry
     ground[line] = (226, 222, 200)
-
-
-def _stand_things(
-    image: Image, labels: Labels, camera: Camera, generator: np.random.Generator, scene: Scene
-) -> None:
-    """Trees, houses and cars, the far ones first."""
-    trees = round(MOST_TREES * scene.trees**0.8)
-    houses = round(MOST_HOUSES * amount(scene.covers[BUILT]))
-    cars = round(6 * scene.traffic)
-    places = [
-        *(("tree", row, column) for row, column in _spots(labels, trees, _TREE_GROUND, generator)),
-        *(("house", row, column) for row, column in _spots(labels, houses, (BUILT,), generator)),
-        *(("car", row, column) for row, column in _spots(labels, cars, (), generator)),
-    ]
-    dice = generator.random((len(places), 3)).tolist()
-    for (kind, row, column), (first, second, third) in sorted(
-        zip(places, dice, strict=True), key=lambda entry: entry[0][1]
-    ):
-        size = camera.pixels * (0.06 + 0.34 * (row + 1) / labels.shape[0])
-        light = 0.85 + 0.3 * third
-        foot = camera.horizon + row + 1
-        if kind == "tree":
-            shape = sprites.tree(
-                "conifer" if first < scene.conifers else "broadleaf",
-                max(3, round(size * (0.7 + 0.5 * second))),
-            )
-            colour = tree_colour(scene)
-        elif kind == "house":
-            height = size * (0.45 + 1.4 * scene.building_height) * (0.8 + 0.4 * second)
-            width = max(3, round(size * (0.5 + 0.3 * first)))
-            shape = sprites.house(max(3, round(height)), width, scene.building_height > 0.4)
-            colour = blend((214, 196, 164), (168, 180, 196), scene.building_height)
-        else:
-            shape = sprites.house(max(2, round(0.22 * size)), max(3, round(0.5 * size)), True)
-            colour = _CARS[int(first * len(_CARS))]
-        sprites.paste(image, shape, colour * np.float32(light), foot, column)
-
-
-_TREE_GROUND = (FOREST, GRASSLAND, CROPLAND, WETLAND)
-
-
-def _spots(
-    labels: Labels, count: int, kinds: tuple[int, ...], generator: np.random.Generator
-) -> list[tuple[int, int]]:
-    """Random spots on some land covers, or on any dry land where there is none of those."""
-    if count == 0:
-        return []
-    suitable = np.flatnonzero(np.isin(labels, kinds)) if kinds else np.empty(0, dtype=np.intp)
-    if suitable.size == 0:
-        suitable = np.flatnonzero(labels != WATER)
-    if suitable.size == 0:
-        return []
-    # Most of the ground is far away, and most of the picture is near: half way between the two.
-    limit = int(labels.size * 0.7)
-    far = suitable[suitable < limit]
-    suitable = far if far.size else suitable
-    chosen = suitable[generator.integers(0, suitable.size, size=count)]
-    return [divmod(spot, labels.shape[1]) for spot in chosen.tolist()]
+    return np.asarray(road > 0.5)
 
 
 def _in_rain(image: Image, generator: np.random.Generator, scene: Scene) -> Image:

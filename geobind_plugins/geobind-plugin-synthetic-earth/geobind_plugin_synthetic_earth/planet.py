@@ -23,7 +23,8 @@ BLOCK = 4096  # candidate places drawn at a time; a constant, so that place 7 is
 CONTINENTS = (1.8, 0.9, 0.45, 0.22)  # wavelengths in radians of arc
 CLIMATE = (1.4, 0.6)
 REGIONS = (0.5, 0.2)
-NEIGHBOURHOOD = (0.02, 0.005)  # some 130 and 30 km: no two places of a set are alike
+# 2,500 km for the habit of a region; 130 and 30 km so that no two places are alike.
+LOCALITY = (0.4, 0.02, 0.005)
 FACTOR_FIELDS = (
     "trees",
     "conifers",
@@ -36,7 +37,7 @@ FACTOR_FIELDS = (
     "silt",
 )
 COVER_CONTRAST = 1.1  # higher: fewer covers per place
-INDIVIDUALITY = 1.25  # how much of a place is its own and not its region's
+INDIVIDUALITY = 1.15  # how much of a place is its own and not its region's
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def make_planet(seed: int) -> Planet:
         warmth=sphere_field(generator, CLIMATE),
         settlement=sphere_field(generator, REGIONS),
         local={
-            name: sphere_field(generator, NEIGHBOURHOOD, persistence=1.0, waves_per_octave=10)
+            name: sphere_field(generator, LOCALITY, persistence=1.0, waves_per_octave=10)
             for name in (*COVERS, *FACTOR_FIELDS)
         },
     )
@@ -83,8 +84,8 @@ def make_planet(seed: int) -> Planet:
 def scatter_places(planet: Planet, count: int) -> Floats:
     """Spreads places uniformly over land and coast, with some sea.
 
-    The order is that of the draw, so a place's number says nothing about it, and the first places of
-    a large set are the places of a small one.
+    The order is that of the draw, so a place's number says nothing about it, and the first places
+    of a large set are the places of a small one.
 
     Args:
         planet: The planet.
@@ -120,9 +121,9 @@ def observe(planet: Planet, points: Floats) -> list[Scene]:
     local = {name: field(points) for name, field in planet.local.items()}
     height = planet.elevation(points) - planet.sea_level
     highland = np.clip(height - 0.5, 0.0, 1.5)
-    generator = np.random.default_rng([planet.seed, 3])
-    day = generator.integers(0, 365, size=len(points))
-    hour = generator.uniform(6.5, 17.5, size=len(points))  # local solar time: photos want light
+    moments = np.random.default_rng([planet.seed, 3]).random((len(points), 2))
+    day = np.floor(365.0 * moments[:, 0])
+    hour = 6.5 + 11.0 * moments[:, 1]  # local solar time: photos want light
     season = np.cos(2.0 * np.pi * (day - 196) / 365.0) * np.sin(np.radians(latitude))
     temperature = (
         29.0
@@ -138,8 +139,8 @@ def observe(planet: Planet, points: Floats) -> list[Scene]:
     factors["elevation"] = np.maximum(0.0, 1500.0 * height + 60.0 * local["relief"])
     factors["temperature"] = temperature
     factors["moisture"] = _squash(moisture)
-    factors["population"] = 4000.0 * covers[:, COVERS.index("built")] * (
-        0.3 + factors["building_height"]
+    factors["population"] = (
+        4000.0 * covers[:, COVERS.index("built")] * (0.3 + factors["building_height"])
     )
     factors["sun"] = np.sin(np.pi * (hour - 6.0) / 12.0)
     seconds = ((hour - longitude / 15.0) * 3600.0 + day * 86400.0).astype(np.int64)
@@ -169,16 +170,16 @@ def _covers(
     frost = np.clip(-(temperature - 2.0) / 6.0, 0.0, 2.5)
     shore = np.exp(-((height / 0.12) ** 2))
     preference = {
-        "water": 2.6 * np.tanh(-5.0 * height) - 0.2 + 0.3 * moisture,
-        "beach": -2.0 + 2.3 * shore,
-        "desert": -0.9 - 1.7 * moisture + 0.8 * warmth,
+        "water": 2.6 * np.tanh(-5.0 * height) + 1.4 * shore + 0.3 * moisture,
+        "beach": -2.9 + 3.2 * shore,
+        "desert": -0.9 - 1.8 * moisture + 0.9 * warmth - 1.2 * frost,
         "forest": 0.6 + 1.1 * moisture - 0.4 * warmth**2,
         "grassland": 0.5 - 0.3 * np.abs(moisture) - 0.3 * warmth**2,
         "cropland": 0.1 - 0.7 * (warmth - 0.3) ** 2 + 0.7 * settlement - 1.5 * highland,
         "wetland": -0.7 + 1.0 * moisture - 2.0 * highland,
         "rock": -1.2 + 2.2 * highland,
-        "snow": -2.3 + 2.0 * frost + 0.6 * highland,
-        "built": -0.7 + 1.5 * settlement - 0.5 * frost,
+        "snow": -1.9 + 2.0 * frost + 0.6 * highland - 1.5 * np.clip(warmth + 0.5, 0.0, 2.0),
+        "built": -0.6 + 1.6 * settlement - 0.6 * frost,
     }
     open_sea = np.clip(-height - 0.1, 0.0, 0.6)
     scores = np.stack(
@@ -204,7 +205,7 @@ def _factors(
     moisture: Floats,
     settlement: Floats,
 ) -> dict[str, Floats]:
-    """The continuous things, each ``[N]`` between 0 and 1: the region's habit and the place's own."""
+    """The continuous things, each ``[N]`` from 0 to 1: what the region does and what the place."""
     share = dict(zip(COVERS, covers.T, strict=True))
     plants = share["forest"] + share["grassland"] + share["cropland"] + share["wetland"]
     bare = share["water"] + share["snow"] + share["desert"]
@@ -214,7 +215,7 @@ def _factors(
         "conifers": _squash(1.6 * local["conifers"] - (temperature - 12.0) / 7.0),
         "greenness": _squash(1.4 * local["greenness"] + 1.0 * moisture),
         "building_height": _squash(
-            1.5 * local["building_height"] + 1.2 * settlement + 2.0 * share["built"] - 0.8
+            1.3 * local["building_height"] + 1.2 * settlement + 3.5 * share["built"] - 1.3
         ),
         "traffic": _squash(1.5 * local["traffic"] + 1.1 * settlement + 2.0 * share["built"] - 1.0)
         * np.clip(1.3 - 1.3 * bare, 0.0, 1.0),

@@ -23,7 +23,6 @@ from geobind_plugin_synthetic_earth.scene import (
     COVERS,
     CROPLAND,
     DESERT,
-    FOREST,
     ROCK,
     SNOW,
     WATER,
@@ -56,7 +55,7 @@ def render_satellite(scene: Scene, generator: np.random.Generator, pixels: int) 
     """
     bank = _bank(pixels)
     relief, grain = bank.cut(bank.smooth, generator), bank.cut(bank.rough, generator)
-    across, along = _rotated_grid(generator, pixels)
+    across, _along = _rotated_grid(generator, pixels)
     # A coast runs through a tile from side to side more often than it encloses a lake.
     shore = bank.cut(bank.smooth, generator) + np.float32(2.0 * generator.random()) * across
     patches = bank.cut(bank.smooth, generator)
@@ -99,9 +98,7 @@ def _paint_fields(
     image[where] += crops[parcel] * np.array((20.0, 8.0, -6.0), dtype=np.float32) + rows * stripes
 
 
-def _paint_town(
-    image: Image, labels: Labels, generator: np.random.Generator, scene: Scene
-) -> None:
+def _paint_town(image: Image, labels: Labels, generator: np.random.Generator, scene: Scene) -> None:
     """Built-up land: streets, roofs, and the shadows of what is tall."""
     where = np.nonzero(labels == BUILT)
     if where[0].size == 0:
@@ -123,9 +120,7 @@ def _paint_town(
     image[where] = colours
 
 
-def _paint_water(
-    image: Image, labels: Labels, grain: Map, across: Map, scene: Scene
-) -> None:
+def _paint_water(image: Image, labels: Labels, grain: Map, across: Map, scene: Scene) -> None:
     """Whitecaps and swell, by the wind."""
     where = np.nonzero(labels == WATER)
     if where[0].size == 0:
@@ -146,8 +141,8 @@ def _paint_dunes(image: Image, labels: Labels, relief: Map, scene: Scene) -> Non
         image[bog[0][pools], bog[1][pools]] = (44, 70, 84)
     snow = np.nonzero(labels == SNOW)
     if snow[0].size:
-        hollows = np.clip(np.sin(relief[snow] * np.float32(9.0)), 0.0, None)[:, None]
-        image[snow] -= hollows * np.array((34.0, 22.0, 8.0), dtype=np.float32)
+        hollows = np.clip(np.sin(relief[snow] * np.float32(5.0)), 0.0, None)[:, None]
+        image[snow] -= hollows * np.array((24.0, 16.0, 6.0), dtype=np.float32)
 
 
 def _paint_trees(
@@ -165,6 +160,8 @@ def _paint_trees(
     crown = tree_colour(scene) * np.float32(0.85)
     for down in range(2 * radius):
         for right in range(2 * radius):
+            if (down + 0.5 - radius) ** 2 + (right + 0.5 - radius) ** 2 > radius**2:
+                continue
             lit = down + right < 2 * radius
             image[rows + down, columns + right] = crown if lit else crown * np.float32(0.45)
 
@@ -189,7 +186,7 @@ def _hill_shade(relief: Map, labels: Labels, scene: Scene) -> Map:
     """Light and shadow of the slopes; water is level."""
     slope = np.zeros_like(relief)
     slope[1:, 1:] = relief[1:, 1:] - relief[:-1, :-1]
-    strength = np.float32(scene.relief * 0.85 * labels.shape[0] / 64.0)
+    strength = np.float32(scene.relief * 1.1 * labels.shape[0] / 64.0)
     shade = np.clip(1.0 + strength * slope, 0.4, 1.5)
     return np.where(labels == WATER, np.float32(1.0), shade).astype(np.float32)
 
@@ -199,5 +196,5 @@ def _under_clouds(image: Image, clouds: Map, scene: Scene) -> Image:
     if scene.rain <= 0.02:
         return image
     image = blend(image, (168.0, 172.0, 178.0), 0.22 * scene.rain)
-    thickness = np.clip((clouds - np.float32(2.4 - 1.9 * scene.rain)) * 1.6, 0.0, 0.92)[..., None]
+    thickness = np.clip((clouds - np.float32(2.3 - 1.9 * scene.rain)) * 1.3, 0.0, 0.9)[..., None]
     return np.asarray(image + thickness * (np.float32(236.0) - image), dtype=np.float32)

@@ -27,8 +27,8 @@ WATER, BEACH, DESERT, FOREST, GRASSLAND, CROPLAND, WETLAND, ROCK, SNOW, BUILT = 
 class Scene:
     """Everything that a view of a place may show.
 
-    A view gets this and a random generator of its own, nothing else: what is in here is all that two
-    views of one place have in common.
+    A view gets this and a random generator of its own, nothing else: what is in here is all that
+    two views of one place have in common.
 
     Attributes:
         longitude: Degrees east, WGS 84.

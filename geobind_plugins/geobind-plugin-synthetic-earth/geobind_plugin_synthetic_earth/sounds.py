@@ -56,8 +56,8 @@ def _pulses(rate: float, duty: float) -> Callable[[Wave, np.random.Generator], W
     """Short calls, ``rate`` a second at random moments, each lasting ``duty / rate`` seconds."""
 
     def rhythm(seconds: Wave, generator: np.random.Generator) -> Wave:
-        length = float(seconds[-1])
-        slots = np.arange(int(length * rate)) + generator.uniform(0.0, 1.0 - duty, int(length * rate))
+        calls_in_all = int(float(seconds[-1]) * rate)
+        slots = np.arange(calls_in_all) + generator.uniform(0.0, 1.0 - duty, calls_in_all)
         position = seconds * rate
         slot = np.minimum(position.astype(int), len(slots) - 1)
         inside = (position - slots[slot]) / duty
@@ -67,35 +67,45 @@ def _pulses(rate: float, duty: float) -> Callable[[Wave, np.random.Generator], W
     return rhythm
 
 
-SOUNDS: tuple[Sound, ...] = (
-    Sound("wind", 35, 105, _swell(0.5, 0.5), lambda scene: scene.wind),
-    Sound("tractor", 125, 195, _swell(11.0, 0.9), lambda scene: amount(scene.cover("cropland"))),
-    Sound("hum", 225, 300, _steady, lambda scene: _town(scene) * scene.building_height, True),
-    Sound("surf", 340, 520, _swell(0.7, 0.7), lambda scene: amount(scene.cover("water"))),
-    Sound("traffic", 570, 800, _swell(1.4, 0.4), lambda scene: scene.traffic),
-    Sound("frogs", 900, 1130, _swell(7.0, 1.0), lambda scene: amount(scene.cover("wetland"))),
-    Sound("voices", 1230, 1600, _pulses(4.5, 0.6), lambda scene: amount(scene.cover("built"))),
-    Sound("ice", 1720, 2020, _pulses(6.0, 0.2), lambda scene: amount(scene.cover("snow")), True),
-    Sound("gulls", 2150, 2550, _pulses(3.0, 0.5), lambda scene: amount(scene.cover("beach")), True),
-    Sound("warblers", 2750, 3150, _pulses(5.0, 0.5), lambda scene: _birds(scene, 0.0), True),
-    Sound("goldcrests", 3300, 3700, _pulses(9.0, 0.5), lambda scene: _birds(scene, 1.0), True),
-    Sound("brook", 3850, 4200, _swell(16.0, 0.5), lambda scene: scene.relief),
-    Sound("crickets", 4400, 4800, _swell(22.0, 1.0), lambda scene: amount(scene.cover("grassland"))),
-    Sound("sand", 5000, 5450, _swell(1.0, 0.6), lambda scene: amount(scene.cover("desert"))),
-    Sound("leaves", 5650, 6250, _swell(2.5, 0.6), lambda scene: amount(scene.cover("forest"))),
-    Sound("stones", 6450, 6750, _pulses(8.0, 0.15), lambda scene: amount(scene.cover("rock"))),
-    Sound("rain", 6950, 7800, _steady, lambda scene: scene.rain),
-)
+def _area(cover: str) -> Callable[[Scene], float]:
+    """As loud as there is much of a land cover."""
+    return lambda scene: amount(scene.cover(cover))
 
 
 def _town(scene: Scene) -> float:
-    return min(1.0, 2.0 * amount(scene.cover("built")))
+    """Machines hum where there are many and tall buildings."""
+    return min(1.0, 2.0 * amount(scene.cover("built"))) * scene.building_height
 
 
-def _birds(scene: Scene, conifers: float) -> float:
+def _birds(conifers: float) -> Callable[[Scene], float]:
     """Birds go by the trees: goldcrests live in conifers, warblers in the rest."""
-    match = 1.0 - abs(conifers - scene.conifers)
-    return float(min(1.0, scene.trees**0.6 * match**0.6))
+
+    def level(scene: Scene) -> float:
+        match = 1.0 - abs(conifers - scene.conifers)
+        return float(min(1.0, scene.trees**0.6 * match**0.6))
+
+    return level
+
+
+SOUNDS: tuple[Sound, ...] = (
+    Sound("wind", 35, 105, _swell(0.5, 0.5), lambda scene: scene.wind),
+    Sound("tractor", 125, 195, _swell(11.0, 0.9), _area("cropland")),
+    Sound("hum", 225, 300, _steady, _town, tonal=True),
+    Sound("surf", 340, 520, _swell(0.7, 0.7), _area("water")),
+    Sound("traffic", 570, 800, _swell(1.4, 0.4), lambda scene: scene.traffic),
+    Sound("frogs", 900, 1130, _swell(7.0, 1.0), _area("wetland")),
+    Sound("voices", 1230, 1600, _pulses(4.5, 0.6), _area("built")),
+    Sound("ice", 1720, 2020, _pulses(6.0, 0.2), _area("snow"), tonal=True),
+    Sound("gulls", 2150, 2550, _pulses(3.0, 0.5), _area("beach"), tonal=True),
+    Sound("warblers", 2750, 3150, _pulses(5.0, 0.5), _birds(conifers=0.0), tonal=True),
+    Sound("goldcrests", 3300, 3700, _pulses(9.0, 0.5), _birds(conifers=1.0), tonal=True),
+    Sound("brook", 3850, 4200, _swell(16.0, 0.5), lambda scene: scene.relief),
+    Sound("crickets", 4400, 4800, _swell(22.0, 1.0), _area("grassland")),
+    Sound("sand", 5000, 5450, _swell(1.0, 0.6), _area("desert")),
+    Sound("leaves", 5650, 6250, _swell(2.5, 0.6), _area("forest")),
+    Sound("stones", 6450, 6750, _pulses(8.0, 0.15), _area("rock")),
+    Sound("rain", 6950, 7800, _steady, lambda scene: scene.rain),
+)
 
 
 def make_loop(sound: Sound, seed: int, sample_rate: int, length: int) -> Wave:

@@ -36,7 +36,8 @@ def render_soundscape(
 ) -> Wave:
     """Records a place.
 
-    Loudness is absolute: nothing is normalised, so how loud a source is says how much of it there is.
+    Loudness is absolute: nothing is normalised, so how loud a source is says how much of it there
+    is.
 
     Args:
         scene: What is there.
@@ -71,7 +72,7 @@ def to_flac(recording: Wave, sample_rate: int) -> bytes:
     Returns:
         A FLAC file, 16 bits per sample, one channel.
     """
-    import soundfile
+    import soundfile  # type: ignore[import-untyped]
 
     buffer = io.BytesIO()
     whole = np.rint(recording * np.float32(32767.0)).astype(np.int16)

@@ -9,17 +9,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from geobind_plugin_synthetic_earth.drawing import Cells, place_key
 from geobind_plugin_synthetic_earth.scene import COVERS, FACTORS, Scene
 from geobind_plugin_synthetic_earth.views import Settings
-from geobind_plugin_synthetic_earth.worker import Cells, place_key
 
-ENVIRONMENT = ("elevation", "temperature", "moisture", "population", "wind", "rain")
-"""Names of the entries of the environment vector; the units are those of :class:`Scene`."""
+ENVIRONMENT = {
+    "elevation": "m",
+    "temperature": "degree Celsius",
+    "moisture": "1",
+    "population": "1/km2",
+    "wind": "1",
+    "rain": "1",
+}
+"""Entries of the environment vector, in order, and their units."""
 
 
-def write_table(
-    path: Path, settings: Settings, scenes: tuple[Scene, ...], cells: Cells
-) -> None:
+def write_table(path: Path, settings: Settings, scenes: tuple[Scene, ...], cells: Cells) -> None:
     """Writes the table of observations: a row is a place, a column an observation of it.
 
     Args:
@@ -35,7 +40,7 @@ def write_table(
         "key": pa.array([place_key(place) for place in range(len(scenes))]),
         "longitude": pa.array([scene.longitude for scene in scenes], pa.float64()),
         "latitude": pa.array([scene.latitude for scene in scenes], pa.float64()),
-        "time": pa.array([scene.time for scene in scenes], pa.timestamp("s", "UTC")),
+        "time": pa.array([scene.time for scene in scenes], pa.timestamp("ms", "UTC")),
         "split": pa.array(split_of_places(settings)),
         **{name: pa.array(values, pa.string()) for name, values in cells.items()},
         "environment": pa.FixedSizeListArray.from_arrays(
@@ -44,8 +49,10 @@ def write_table(
     }
     table = pa.table(columns)
     index = table.schema.get_field_index("environment")
-    names = table.schema.field(index).with_metadata({"names": json.dumps(ENVIRONMENT)})
-    parquet.write_table(table.cast(table.schema.set(index, names)), path)
+    described = table.schema.field(index).with_metadata(
+        {"names": json.dumps(list(ENVIRONMENT)), "units": json.dumps(list(ENVIRONMENT.values()))}
+    )
+    parquet.write_table(table.cast(table.schema.set(index, described)), path)
 
 
 def write_truth(path: Path, scenes: tuple[Scene, ...]) -> None:
@@ -66,7 +73,7 @@ def write_truth(path: Path, scenes: tuple[Scene, ...]) -> None:
 
 
 def split_of_places(settings: Settings) -> list[str]:
-    """``train`` or ``test`` for each place; exactly ``held_out`` of them, at random, are ``test``."""
+    """``train`` or ``test`` for each place; ``held_out`` of them, chosen at random, for testing."""
     order = np.random.default_rng([settings.seed, 4]).permutation(settings.places)
     splits = np.full(settings.places, "train", dtype=object)
     splits[order[: settings.held_out]] = "test"

@@ -1,7 +1,7 @@
 """The views of a place: what the synthetic Earth can show of it.
 
-A view is a column. To add one (a species, a second ground resolution), write a function from a scene
-to a cell and append a :class:`View` to a source of your own::
+A view is a column. To add one (a species, a second ground resolution), write a function from a
+scene to a cell and append a :class:`View` to a source of your own::
 
     class MyEarth(SyntheticEarth):
         name = "my_earth"
@@ -51,8 +51,8 @@ class View:
 
     Attributes:
         name: Name of the column and of the folder.
-        render: From a scene, a generator of the view's own and the settings to the content of a file
-            or to a cell. A function at the top of a module: it travels to other processes.
+        render: From a scene, a generator of the view's own and the settings to the content of a
+            file or to a cell. A function at the top of a module: it travels to other processes.
         suffix: Ending of the file's name; ``None`` if the cell itself holds a text.
         version: Raise it when the function draws something else; it makes files anew.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import queue
@@ -11,15 +12,12 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
+from geobind_plugin_synthetic_earth.drawing import Cells, Job, draw_places, view_folder
 from geobind_plugin_synthetic_earth.planet import make_planet, observe, scatter_places
 from geobind_plugin_synthetic_earth.tables import write_table, write_truth
 from geobind_plugin_synthetic_earth.views import Settings, View
-from geobind_plugin_synthetic_earth.worker import Cells, Job, draw_places, view_folder
 
 CHUNK = 40  # places drawn between two reports
 WORTH_A_PROCESS = 200  # places; fewer are drawn sooner than a process starts
@@ -72,6 +70,8 @@ def _draw_all(job: Job, workers: int | None, progress: Progress) -> Cells:
     places = job.settings.places
     ranges = [(start, min(places, start + CHUNK)) for start in range(0, places, CHUNK)]
     count = workers or min(os.cpu_count() or 1, max(1, places // WORTH_A_PROCESS))
+    if any(view.render.__module__ == "__main__" for view in job.views):
+        count = 1  # another process would look for the function in a script of its own
     parts: dict[Range, Cells] = {}
     done = 0
     for part, cells in _in_turn(job, ranges) if count == 1 else _side_by_side(job, ranges, count):
@@ -114,19 +114,29 @@ def _side_by_side(job: Job, ranges: list[Range], count: int) -> Iterator[tuple[R
 
 def _ask(process: subprocess.Popen[bytes], part: Range) -> Cells:
     """Has a worker draw one range of places."""
-    import json
-
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(b"%d %d\n" % part)
-    process.stdin.flush()
+    assert process.stdout is not None
+    _send(process, b"%d %d\n" % part)
     answer = process.stdout.readline()
     if not answer:
-        raise RuntimeError(
-            f"a process that draws places {part[0]} to {part[1] - 1} ended with exit code "
-            f"{process.wait()}; its own message is above"
-        )
+        raise _ended(process)
     cells: Cells = json.loads(answer)
     return cells
+
+
+def _send(process: subprocess.Popen[bytes], content: bytes) -> None:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(content)
+        process.stdin.flush()
+    except BrokenPipeError:
+        raise _ended(process) from None
+
+
+def _ended(process: subprocess.Popen[bytes]) -> RuntimeError:
+    return RuntimeError(
+        f"a process that draws the synthetic Earth ended with exit code {process.wait()}; "
+        "its own message is above"
+    )
 
 
 @contextmanager
@@ -138,16 +148,12 @@ def _processes(job: bytes, count: int) -> Iterator[list[subprocess.Popen[bytes]]
     environment = {**os.environ, **one_thread, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "geobind_plugin_synthetic_earth.worker"]
     processes = [
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        )
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         for _ in range(count)
     ]
     try:
         for process in processes:
-            assert process.stdin is not None
-            process.stdin.write(job)
-            process.stdin.flush()
+            _send(process, job)
         yield processes
     finally:
         for process in processes:

@@ -1,0 +1,40 @@
+"""What the core registers itself, through the very hooks that plugins use."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from geobind_core.data.soundingearth import SoundingEarth
+from geobind_core.data.table import Table
+from geobind_core.plugins.hooks import hookimpl
+from geobind_core.plugins.loss import Loss
+from geobind_core.plugins.manager import PluginManager
+from geobind_core.plugins.source import Source
+from geobind_core.plugins.stage_kind import StageKind
+from geobind_core.training.align import Align
+from geobind_core.training.losses import InfoNCE
+
+
+@hookimpl
+def geobind_register_losses() -> list[type[Loss[Any]]]:
+    """InfoNCE."""
+    return [InfoNCE]
+
+
+@hookimpl
+def geobind_register_sources() -> list[type[Source[Any]]]:
+    """Tables with files beside them, and SoundingEarth."""
+    return [Table, SoundingEarth]
+
+
+@hookimpl
+def geobind_register_stage_kinds() -> list[type[StageKind[Any]]]:
+    """Aligning."""
+    return [Align]
+
+
+def plugin_manager(disabled: Iterable[str] = ()) -> PluginManager:
+    """Returns a manager with the core's own registrations."""
+    return PluginManager(builtin=[sys.modules[__name__]], disabled=disabled)

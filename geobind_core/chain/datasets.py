@@ -1,0 +1,68 @@
+"""The data sets of a chain, opened when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from geobind_core.chain.model import Chain
+from geobind_core.config.problems import suggest
+from geobind_core.data.paired import PairedData
+from geobind_core.data.splits import Split
+from geobind_core.errors import DataError
+from geobind_core.progress import Reporter, Task
+
+
+@dataclass
+class DataSets:
+    """Opens each data set once."""
+
+    chain: Chain
+    reporter: Reporter
+    _opened: dict[str, PairedData] = field(default_factory=dict)
+
+    def open(self, name: str) -> PairedData:
+        """Returns a data set, making it first where its source makes it.
+
+        Raises:
+            DataError: It is missing or unusable.
+        """
+        if name not in self._opened:
+            source = self.chain.sources[name]
+            with self.reporter.task(f"data {name}", 1, "places") as task:
+                source.prepare(_Forward(task))
+            self._opened[name] = PairedData(name, source.observations(), source.config.split)
+        return self._opened[name]
+
+    def require_rows(self, name: str, split: Split, modalities: Iterable[str]) -> None:
+        """Makes sure that a split has rows with all of these modalities.
+
+        Raises:
+            DataError: A modality has no field, or there are fewer than 2 such rows.
+        """
+        data, wanted = self.open(name), list(modalities)
+        for modality in wanted:
+            if modality not in data.fields:
+                raise DataError(
+                    f"no field for '{modality}'. {suggest(modality, data.fields)}",
+                    place=f"data.{name}",
+                    hint=f"Map it: data.{name}.fields.{modality}: <column>",
+                )
+        complete = len(data.rows(split, wanted))
+        if complete < 2:
+            raise DataError(
+                f"split '{split}' has {data.count(split)} rows, {complete} of them with all of "
+                f"{', '.join(wanted)}; expected at least 2.",
+                place=f"data.{name}.split",
+                hint="Look at `split`, and at the columns that `fields` names for empty cells.",
+            )
+
+
+@dataclass
+class _Forward:
+    """Passes a source's progress on to a task on the screen."""
+
+    task: Task
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        self.task.update(done, total, text)

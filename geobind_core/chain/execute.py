@@ -1,0 +1,249 @@
+"""Running a chain: stage after stage; what is done is skipped; then the space is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from geobind_core.chain.datasets import DataSets
+from geobind_core.chain.measure import measure
+from geobind_core.chain.model import Chain
+from geobind_core.chain.plan import StagePlan, make_plan
+from geobind_core.chain.run_folder import STAGE_FILE, RunFolder
+from geobind_core.errors import RunFolderError
+from geobind_core.files import read_json, write_json
+from geobind_core.plugins.stage_kind import StageContext
+from geobind_core.progress import Reporter, duration
+from geobind_core.training import checkpoint
+
+if TYPE_CHECKING:
+    from geobind_core.chain.encoders import Encoders
+
+_INITIAL = "initial"
+
+
+def run_chain(chain: Chain, run: RunFolder, reporter: Reporter, until: str | None = None) -> dict[str, Any] | None:
+    """Runs what is not done of a chain, and measures the space.
+
+    Args:
+        chain: The chain.
+        run: Its run folder.
+        reporter: Where progress goes.
+        until: The last stage to run; None for all, and then the space is measured.
+
+    Returns:
+        The metrics, or None when the run ends before the last stage.
+
+    Raises:
+        GeoBindError: Something is at fault. What was finished before stays.
+    """
+    with run.locked():
+        plans = make_plan(chain, run, until)
+        run.write_chain(resolved_document(chain), chain.path)
+        try:
+            _run_stages(chain, run, reporter, plans)
+        except OSError as error:
+            if error.filename is not None and str(error.filename).startswith(str(run.path)):
+                raise RunFolderError(f"cannot be written: {error.strerror}.", place=str(error.filename)) from error
+            raise
+        if any(plan.action == "later" for plan in plans):
+            reporter.say(f"stopped after stage '{until}', as asked; run again without --until to go on")
+            return None
+        return measure(chain, run, DataSets(chain, reporter), reporter)
+
+
+def resolved_document(chain: Chain) -> dict[str, Any]:
+    """Returns the configuration with every default filled in, as it is written to `chain.yaml`."""
+    config = chain.config.model_dump(mode="json", exclude={"modalities", "data", "stages"})
+    evaluate = config.pop("evaluate")
+    return {
+        **config,
+        "name": chain.name,
+        "modalities": {n: m.modality.config.model_dump(mode="json") for n, m in chain.modalities.items()},
+        "data": {n: s.config.model_dump(mode="json") for n, s in chain.sources.items()},
+        "stages": [stage.config.model_dump(mode="json") for stage in chain.stages],
+        "evaluate": evaluate,
+    }
+
+
+def _run_stages(chain: Chain, run: RunFolder, reporter: Reporter, plans: Sequence[StagePlan]) -> None:
+    plans = [plan for plan in plans if plan.action != "later"]
+    pending = [plan for plan in plans if plan.action != "done"]
+    unused = _unused_with_weights(chain)
+    if not pending and _space_is_whole(chain, run, plans, unused):
+        for plan in plans:
+            reporter.say(f"stage {plan.number}/{len(chain.stages)} {plan.name}: done ({plan.why})")
+        return
+
+    reporter.say("preparing: data, networks, weights")
+    from geobind_core.chain.encoders import Encoders
+
+    datasets = DataSets(chain, reporter)
+    for plan in pending:
+        if plan.stage.config.data is not None:
+            datasets.require_rows(plan.stage.config.data, "train", [*plan.stage.trains(), *plan.stage.uses()])
+    done = [plan for plan in plans if plan.action == "done"]
+    embed_dim = None
+    if done:
+        embed_dim = int(read_json(run.find_stage(done[0].name) / STAGE_FILE)["embed_dim"])
+    encoders = Encoders(chain, datasets, embed_dim)
+    fresh = [name for plan in pending for name in plan.starts]
+    fresh += [name for name in unused if not _is_stored_initially(chain, run, name)]
+    encoders.preflight(fresh, trained={name for plan in plans for name in plan.stage.trains()})
+    _store_initially(chain, run, encoders, unused)
+
+    for plan in plans:
+        if plan.action == "done":
+            reporter.say(f"stage {plan.number}/{len(chain.stages)} {plan.name}: done ({plan.why})")
+            folder = run.claim_stage_folder(plan.number, plan.name)
+            for name in plan.provides:
+                encoders.adopt(name, run.weights(folder, name))
+        else:
+            _run_stage(chain, run, reporter, plan, encoders, datasets)
+        if plan.action != "done" or plan is plans[-1]:
+            _assemble(chain, run, [p for p in plans if p.number <= plan.number], unused)
+
+
+def _run_stage(
+    chain: Chain, run: RunFolder, reporter: Reporter, plan: StagePlan, encoders: Encoders, datasets: DataSets
+) -> None:
+    stage = plan.stage
+    reporter.say(f"stage {plan.number}/{len(chain.stages)} {plan.name}: {plan.why}", style="bold")
+    folder = run.claim_stage_folder(plan.number, plan.name)
+    if plan.action == "run":
+        checkpoint.remove(folder)
+    record: dict[str, Any] = {
+        "format": 1,
+        "name": plan.name,
+        "kind": stage.name,
+        "status": "running",
+        "fingerprint": plan.fingerprint,
+        "trains": stage.trains(),
+        "anchors": stage.uses(),
+        "inputs": plan.inputs,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(folder / STAGE_FILE, record)
+    _notify(chain, reporter, "geobind_stage_started", stage=plan.info(run))
+    started = time.monotonic()
+    names = (*stage.trains(), *stage.uses())
+    result = stage.run(
+        StageContext(
+            run=chain.config,
+            folder=folder,
+            fingerprint=plan.fingerprint,
+            modalities={name: chain.modalities[name].modality for name in names},
+            encoders={name: encoders.get(name) for name in names},
+            data=None if stage.config.data is None else datasets.open(stage.config.data),
+            make_loss=chain.make_loss,
+            reporter=reporter,
+        )
+    )
+    aligned_to = _store(run, plan, encoders)
+    record |= {
+        "status": "done",
+        "embed_dim": encoders.embed_dim,
+        "outputs": aligned_to,
+        "seconds": round(time.monotonic() - started, 3),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "summary": result.summary,
+    }
+    write_json(folder / STAGE_FILE, record)
+    checkpoint.remove(folder)
+    reporter.say(f"  done in {duration(record['seconds'])}{_bad(result.summary)}")
+    _notify(chain, reporter, "geobind_stage_finished", stage=plan.info(run), summary=result.summary)
+
+
+def _bad(summary: dict[str, Any]) -> str:
+    bad = summary.get("bad_samples") or []
+    if not bad:
+        return ""
+    return f"; {len(bad)} unreadable samples skipped, named in log.jsonl: " + ", ".join(bad[:3]) + (
+        ", …" if len(bad) > 3 else ""
+    )
+
+
+def _notify(chain: Chain, reporter: Reporter, hook: str, **arguments: Any) -> None:
+    known = len(chain.plugins.warnings)
+    chain.plugins.notify(hook, **arguments)
+    for warning in chain.plugins.warnings[known:]:
+        reporter.warn(warning)
+
+
+# ---------------------------------------------------------------------- weights
+
+
+def _store(run: RunFolder, plan: StagePlan, encoders: Encoders) -> dict[str, str]:
+    """Stores what a stage provides; returns the hash of each of its networks."""
+    folder, stage = run.stage_folder(plan.number, plan.name), plan.stage
+    trained = set(stage.trains())
+    hashes = {name: encoders.hash(name) for name in (*stage.trains(), *stage.uses())}
+    for name in plan.provides:
+        partners = [b if a == name else a for a, b in stage.pairs() if name in (a, b)]
+        encoders.store(
+            name,
+            run.weights(folder, name),
+            stage=plan.name if name in trained else None,
+            aligned_to={p: hashes[p] for p in partners} if name in trained else {},
+        )
+    return hashes
+
+
+def _unused_with_weights(chain: Chain) -> list[str]:
+    """Returns the modalities that no stage touches and that come with weights: text, with CLIP."""
+    used = {name for stage in chain.stages for name in (*stage.trains(), *stage.uses())}
+    return [n for n, m in chain.modalities.items() if n not in used and m.modality.config.pretrained is not None]
+
+
+def _is_stored_initially(chain: Chain, run: RunFolder, name: str) -> bool:
+    folder = run.stage_folder(0, _INITIAL)
+    stored = (read_json(folder / STAGE_FILE) or {}).get("modalities", {})
+    config = chain.modalities[name].modality.config.model_dump(mode="json")
+    return stored.get(name) == config and run.has_weights(folder, name)
+
+
+def _store_initially(chain: Chain, run: RunFolder, encoders: Encoders, unused: Sequence[str]) -> None:
+    if not unused:
+        return
+    folder = run.claim_stage_folder(0, _INITIAL)
+    for name in unused:
+        if not _is_stored_initially(chain, run, name):
+            encoders.store(name, run.weights(folder, name), stage=None, aligned_to={})
+    write_json(
+        folder / STAGE_FILE,
+        {
+            "format": 1,
+            "status": "done",
+            "modalities": {n: chain.modalities[n].modality.config.model_dump(mode="json") for n in unused},
+        },
+    )
+
+
+def _weight_folders(run: RunFolder, plans: Sequence[StagePlan], unused: Sequence[str]) -> dict[str, Any]:
+    folders = {name: run.weights(run.stage_folder(0, _INITIAL), name) for name in unused}
+    for plan in plans:
+        folders |= {name: run.weights(run.find_stage(plan.name), name) for name in plan.provides}
+    return folders
+
+
+def _space_is_whole(chain: Chain, run: RunFolder, plans: Sequence[StagePlan], unused: Sequence[str]) -> bool:
+    """Whether `space/` holds just what the stages have stored."""
+    if not all(_is_stored_initially(chain, run, name) for name in unused):
+        return False
+    record = read_json(run.space / "space.json") or {}
+    wanted = {
+        name: read_json(folder / "config.json") for name, folder in _weight_folders(run, plans, unused).items()
+    }
+    return bool(record.get("modalities") == wanted and record.get("binding") == chain.config.binding)
+
+
+def _assemble(chain: Chain, run: RunFolder, plans: Sequence[StagePlan], unused: Sequence[str]) -> None:
+    from geobind_core.space.lineage import ModalityRecord, SpaceRecord
+    from geobind_core.space.space import CONFIG, assemble
+
+    folders = _weight_folders(run, plans, unused)
+    records = {n: ModalityRecord.model_validate(read_json(folder / CONFIG)) for n, folder in folders.items()}
+    embed_dim = read_json(run.find_stage(plans[0].name) / STAGE_FILE)["embed_dim"]
+    assemble(run.space, SpaceRecord(embed_dim=embed_dim, binding=chain.config.binding, modalities=records), folders)

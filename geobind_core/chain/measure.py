@@ -1,0 +1,107 @@
+"""Measuring a finished run: `metrics.json` and `report.html`, unless they are up to date."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from geobind_core.chain.datasets import DataSets
+from geobind_core.chain.model import Chain
+from geobind_core.chain.run_folder import STAGE_FILE, RunFolder
+from geobind_core.errors import DataError
+from geobind_core.files import read_json, write_json
+from geobind_core.progress import Reporter
+
+
+def measure(
+    chain: Chain, run: RunFolder, datasets: DataSets, reporter: Reporter, *, again: bool = False
+) -> dict[str, Any]:
+    """Measures every pair of modalities that some data set has both of, on its held-out rows.
+
+    Args:
+        chain: The chain.
+        run: Its run folder, with a space.
+        datasets: The chain's data sets.
+        reporter: Where progress goes.
+        again: Measure even if nothing has changed since.
+
+    Returns:
+        The content of `metrics.json`.
+    """
+    fingerprint = _fingerprint(chain, run)
+    stored = read_json(run.metrics)
+    if not again and isinstance(stored, dict) and stored.get("fingerprint") == fingerprint and run.report.is_file():
+        reporter.say("measured already; nothing changed since")
+        return stored
+
+    reporter.say("measuring: every pair of modalities on held-out rows", style="bold")
+    from accelerate import PartialState
+
+    from geobind_core.evaluation.matrix import evaluate_data, largest_gallery
+    from geobind_core.evaluation.report import write_report
+    from geobind_core.space.space import Space
+
+    space = Space.load(run.space, device=PartialState().device, plugins=chain.plugins)
+    pairs: dict[str, dict[str, Any]] = {}
+    for name in _names(chain):
+        data = datasets.open(name)
+        modalities = [m for m in space.modalities if m in data.fields and data.column_has_values(m)]
+        if len(modalities) < 2:
+            reporter.warn(f"data.{name} has fewer than two modalities of the space; it is not evaluated on")
+            continue
+        datasets.require_rows(name, chain.config.evaluate.split, modalities)
+        found = evaluate_data(
+            space, data, modalities, chain.config.evaluate, chain.config.loader, reporter, chain.config.seed
+        )
+        for pair, figures in found.items():
+            if pair not in pairs or _trained_on(chain, figures["trained_in"]) == name:
+                pairs[pair] = figures
+    if not pairs:
+        raise DataError("no data set has two modalities of the space; there is nothing to measure.")
+    metrics = {
+        "format": 1,
+        "gallery": largest_gallery(pairs),
+        "pairs": pairs,
+        "stages": [_stage_summary(run, stage.config.name) for stage in chain.stages],
+        "fingerprint": fingerprint,
+    }
+    write_json(run.metrics, metrics)
+    write_report(run.path, space.record, metrics)
+    return metrics
+
+
+def _names(chain: Chain) -> list[str]:
+    if chain.config.evaluate.data is not None:
+        return chain.config.evaluate.data
+    return list(dict.fromkeys(stage.config.data for stage in chain.stages if stage.config.data is not None))
+
+
+def _trained_on(chain: Chain, stage: str | None) -> str | None:
+    return next((s.config.data for s in chain.stages if s.config.name == stage), None)
+
+
+def _stage_summary(run: RunFolder, name: str) -> dict[str, Any]:
+    record = read_json(run.find_stage(name) / STAGE_FILE) or {}
+    kept = ("name", "kind", "status", "trains", "anchors", "seconds", "summary")
+    return {key: record[key] for key in kept if key in record}
+
+
+def _fingerprint(chain: Chain, run: RunFolder) -> str:
+    """Identifies everything that the figures depend on."""
+    space = read_json(run.space / "space.json") or {}
+    depends_on = {
+        "space": {name: m["content_hash"] for name, m in space.get("modalities", {}).items()},
+        "evaluate": chain.config.evaluate.model_dump(mode="json"),
+        "data": {name: chain.sources[name].config.model_dump(mode="json") for name in _names(chain)},
+        "content": {name: _content(chain, name) for name in _names(chain)},
+        "seed": chain.config.seed,
+    }
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+
+
+def _content(chain: Chain, name: str) -> str | None:
+    try:
+        return chain.sources[name].fingerprint()
+    except DataError:  # gone; what was measured on it stays measured
+        return None

@@ -1,0 +1,189 @@
+"""The plan: which stages are done, which must run, and why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from geobind_core.chain.model import Chain
+from geobind_core.chain.run_folder import RunFolder
+from geobind_core.config.problems import suggest
+from geobind_core.errors import ConfigError, DataError
+from geobind_core.files import read_json
+from geobind_core.plugins.stage_kind import StageInfo, StageKind
+from geobind_core.training import checkpoint
+
+Action = Literal["done", "continue", "run", "later"]
+
+# Settings of a stage that leave its result as it is.
+_WITHOUT_EFFECT = frozenset({"name", "checkpoint", "max_bad_samples"})
+_SHOWN_CHANGES = 3
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What will happen to one stage.
+
+    Attributes:
+        number: Its place in the chain, from 1.
+        stage: The stage.
+        inputs: Everything that its result depends on.
+        fingerprint: A hash of `inputs`.
+        action: `done`: nothing; `continue`: from a checkpoint; `run`: from the start; `later`: not
+            in this run, because it comes after the stage given with `--until`.
+        why: In words.
+        starts: The modalities that are first used here, and start from their initial weights.
+    """
+
+    number: int
+    stage: StageKind[Any]
+    inputs: Mapping[str, Any]
+    fingerprint: str
+    action: Action
+    why: str
+    starts: tuple[str, ...]
+
+    @property
+    def provides(self) -> tuple[str, ...]:
+        """The modalities whose weights this stage stores: those trained and those started here."""
+        return tuple(dict.fromkeys([*self.stage.trains(), *self.starts]))
+
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return str(self.stage.config.name)
+
+    def info(self, run: RunFolder) -> StageInfo:
+        """Returns what life-cycle hooks are told."""
+        return StageInfo(
+            self.name, self.number, run.stage_folder(self.number, self.name), self.stage.trains(), self.stage.uses()
+        )
+
+
+def make_plan(chain: Chain, run: RunFolder, until: str | None = None) -> list[StagePlan]:
+    """Plans a run. Reads small files only; writes nothing and imports no torch.
+
+    Args:
+        chain: The chain.
+        run: The run folder, which need not exist.
+        until: The last stage to run; None for all.
+
+    Raises:
+        ConfigError: There is no stage called `until`.
+    """
+    names = [stage.config.name for stage in chain.stages]
+    if until is not None and until not in names:
+        raise ConfigError(f"no stage '{until}'. {suggest(until, names)}", place="--until")
+    identities: dict[str, Any] = {}
+    contents: dict[str, str | None] = {}
+    plans: list[StagePlan] = []
+    past_end = False
+    for number, stage in enumerate(chain.stages, start=1):
+        name = stage.config.name
+        used = [*stage.trains(), *stage.uses()]
+        first_used = [m for m in used if m not in identities]
+        for modality in first_used:
+            identities[modality] = _initial_identity(chain, modality, identities)
+        stored = read_json(run.find_stage(name) / "stage.json") or {}
+        inputs = _inputs(chain, stage, identities, contents, stored.get("inputs", {}))
+        fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        action, why = _action(run, name, stored, inputs, fingerprint, (*stage.trains(), *first_used))
+        if past_end and action != "done":
+            action, why = "later", f"comes after --until {until}"
+        past_end = past_end or name == until
+        plans.append(StagePlan(number, stage, inputs, fingerprint, action, why, tuple(first_used)))
+        for modality in stage.trains():
+            identities[modality] = {"stage": name, "fingerprint": fingerprint}
+    return plans
+
+
+def _initial_identity(chain: Chain, modality: str, identities: Mapping[str, Any]) -> dict[str, Any]:
+    start = chain.modalities[modality].modality.config.init_from
+    if start is None:
+        return {"initial": True}
+    return {"init_from": start, "weights": identities.get(start) or _initial_identity(chain, start, identities)}
+
+
+def _inputs(
+    chain: Chain,
+    stage: StageKind[Any],
+    identities: Mapping[str, Any],
+    contents: dict[str, str | None],
+    stored: Mapping[str, Any],
+) -> dict[str, Any]:
+    config = stage.config.model_dump(mode="json")
+    data: dict[str, Any] | None = None
+    if stage.config.data is not None:
+        source = chain.sources[stage.config.data]
+        if stage.config.data not in contents:
+            try:
+                contents[stage.config.data] = source.fingerprint()
+            except DataError:
+                contents[stage.config.data] = None
+        # Data that is gone is no reason to undo what was trained on it.
+        content = contents[stage.config.data] or (stored.get("data") or {}).get("content")
+        used = source.config.model_dump(mode="json", include={"source", "fields", "labels", "split"})
+        data = {**used, "content": content}
+    inputs = {
+        "stage": {k: v for k, v in config.items() if k not in _WITHOUT_EFFECT},
+        "data": data,
+        "modalities": {
+            m: chain.modalities[m].modality.config.model_dump(mode="json") for m in (*stage.trains(), *stage.uses())
+        },
+        "weights": {m: identities[m] for m in (*stage.trains(), *stage.uses())},
+        "seed": chain.config.seed,
+        "embed_dim": chain.config.embed_dim,
+        "mixed_precision": chain.config.mixed_precision,
+    }
+    normal: dict[str, Any] = json.loads(json.dumps(inputs))
+    return normal
+
+
+def _action(
+    run: RunFolder,
+    name: str,
+    stored: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    fingerprint: str,
+    provides: tuple[str, ...],
+) -> tuple[Action, str]:
+    folder = run.find_stage(name)
+    if not stored:
+        return "run", "has not been run"
+    if stored.get("fingerprint") == fingerprint:
+        if stored.get("status") == "done":
+            missing = [m for m in provides if not run.has_weights(folder, m)]
+            return ("run", f"the weights of {', '.join(missing)} are gone") if missing else ("done", "nothing changed")
+        state = checkpoint.read_state(folder, fingerprint)
+        if state is not None:
+            return "continue", f"was interrupted; goes on from step {state.step}"
+        return "run", "was interrupted before its first checkpoint"
+    changes = list(_changes(stored.get("inputs", {}), inputs))
+    shown = "; ".join(changes[:_SHOWN_CHANGES])
+    more = f"; and {len(changes) - _SHOWN_CHANGES} more" if len(changes) > _SHOWN_CHANGES else ""
+    return "run", (shown + more) or "its inputs changed"
+
+
+def _changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """Yields what differs between two sets of inputs, in words."""
+    if old == new:
+        return
+    parts = path.split(".")
+    if parts[0] == "weights" and len(parts) == 2:
+        trained_by = new.get("stage") if isinstance(new, dict) else None
+        yield f"'{parts[1]}' is retrained by stage '{trained_by}'" if trained_by else f"'{parts[1]}' starts otherwise"
+    elif path == "data.content":
+        yield "the data changed"
+    elif isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _changes(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    else:
+        yield f"{path.removeprefix('stage.')}: {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

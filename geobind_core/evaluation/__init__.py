@@ -1,0 +1,1 @@
+"""How well a space is bound: ranks, recalls, the matrix of all pairs, the report."""

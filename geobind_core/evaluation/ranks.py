@@ -1,0 +1,113 @@
+"""Ranks and what is made of them.
+
+Definitions, the same everywhere: a higher similarity is closer; ranks start at 1; items that tie
+with the right one are counted before it; where several items are right, the best-ranked one counts;
+recall@k is the share of ranks <= k; the median of an even count is the mean of the middle two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+_TILE_ELEMENTS = 4_000_000  # 16 MB of float32
+
+
+def retrieval_ranks(
+    query: torch.Tensor, gallery: torch.Tensor, labels: Sequence[torch.Tensor] = ()
+) -> torch.Tensor:
+    """Ranks, for each query, the right item among the whole gallery.
+
+    Args:
+        query: `[N, D]`; row i's right item is row i of the gallery.
+        gallery: `[N, D]`.
+        labels: Each `[N]` integers; rows with equal labels are right for each other as well, and a
+            negative label is nobody's equal.
+
+    Returns:
+        `[N]` ranks, int64, from 1.
+
+    Raises:
+        ValueError: The sides differ in length, or a value is not finite.
+    """
+    if query.shape != gallery.shape:
+        raise ValueError(f"query has shape {tuple(query.shape)}, gallery {tuple(gallery.shape)}; expected the same")
+    if not (torch.isfinite(query).all() and torch.isfinite(gallery).all()):
+        raise ValueError("an embedding is not finite; it has no rank")
+    count = len(query)
+    ranks = torch.empty(count, dtype=torch.long)
+    tile = max(1, _TILE_ELEMENTS // max(1, count))
+    everyone = torch.arange(count, device=query.device)
+    for start in range(0, count, tile):
+        rows = everyone[start : start + tile]
+        similarity = query[rows] @ gallery.T
+        right = rows[:, None] == everyone[None, :]
+        for codes in labels:
+            own = codes.to(query.device)[rows]
+            right |= (own[:, None] == codes.to(query.device)[None, :]) & (own >= 0)[:, None]
+        best = similarity.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+        # Nothing that is right lies above the best of what is right, so only wrong items count.
+        ranks[start : start + tile] = 1 + ((similarity >= best) & ~right).sum(dim=1).cpu()
+    return ranks
+
+
+def recall_at(ranks: torch.Tensor, k: int) -> float:
+    """Returns the share of ranks that are at most k, in [0, 1]."""
+    return float((ranks <= k).double().mean())
+
+
+def median_rank(ranks: torch.Tensor) -> float:
+    """Returns the median; of an even count, the mean of the middle two."""
+    ordered = ranks.sort().values
+    middle = len(ordered) // 2
+    if len(ordered) % 2:
+        return float(ordered[middle])
+    return float(ordered[middle - 1] + ordered[middle]) / 2
+
+
+def chance_recall_at(k: int, right_items: torch.Tensor, gallery: int) -> float:
+    """Returns the recall@k that a random order would have.
+
+    Args:
+        k: How many are looked at.
+        right_items: `[N]`, how many items of the gallery are right for each query, at least 1.
+        gallery: The size of the gallery.
+    """
+    if k >= gallery:
+        return 1.0
+    values, counts = right_items.unique(return_counts=True)
+    expected = 0.0
+    for right, times in zip(values.tolist(), counts.tolist(), strict=True):
+        # 1 - C(gallery - right, k) / C(gallery, k): that not all k are among the wrong ones.
+        if right > gallery - k:
+            missed = 0.0
+        elif right == 1:
+            missed = 1 - k / gallery
+        else:
+            missed = math.exp(_log_choose(gallery - right, k) - _log_choose(gallery, k))
+        expected += times * (1 - missed)
+    return expected / len(right_items)
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def count_right_items(count: int, labels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns `[N]`, how many items are right for each query, itself included."""
+    if not labels:
+        return torch.ones(count, dtype=torch.long)
+    if len(labels) == 1:
+        codes = labels[0]
+        _, inverse, counts = codes.unique(return_inverse=True, return_counts=True)
+        return torch.where(codes >= 0, counts[inverse], 1)
+    right = torch.empty(count, dtype=torch.long)
+    for i in range(count):
+        same = torch.zeros(count, dtype=torch.bool)
+        for codes in labels:
+            same |= (codes == codes[i]) & (codes[i] >= 0)
+        same[i] = True
+        right[i] = same.sum()
+    return right

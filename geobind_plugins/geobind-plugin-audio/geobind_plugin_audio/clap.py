@@ -1,0 +1,163 @@
+"""CLAP's audio tower from transformers, with its features computed in batches by torchaudio."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
+from transformers import ClapAudioConfig, ClapAudioModelWithProjection
+
+from geobind_core import WeightsError, require_hub_files
+from geobind_plugin_audio.config import AudioConfig, FeatureConfig
+
+_OWN_MODELS = Path(__file__).parent / "models"
+_FEATURES_FILE = "preprocessor_config.json"
+_FUSED_VIEWS = 4
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    network: ClapAudioConfig
+    features: FeatureConfig
+
+
+class ClapEncoder(nn.Module):
+    """Waveforms to embeddings: `[B, samples]` float32 -> `[B, D]`.
+
+    The features equal those of transformers' `ClapFeatureExtractor`, in decibels relative to 1. A
+    model with fusion is given the same spectrogram four times, as that extractor does for recordings
+    that are no longer than the model hears.
+    """
+
+    def __init__(self, clap: ClapAudioModelWithProjection, features: FeatureConfig, sample_rate: int) -> None:
+        super().__init__()
+        network = clap.config
+        self.clap = clap
+        self.features = features
+        self.embed_dim = int(network.projection_dim)
+        self.fused = bool(network.enable_fusion)
+        scale = features.mel_scale or ("htk" if self.fused else "slaney")
+        self.spectrogram = nn.Sequential(
+            MelSpectrogram(
+                sample_rate,
+                n_fft=features.fft_window,
+                hop_length=features.hop_length,
+                f_min=features.min_hz,
+                f_max=min(features.max_hz, sample_rate / 2),
+                n_mels=network.num_mel_bins,
+                norm="slaney" if scale == "slaney" else None,
+                mel_scale=scale,
+            ),
+            AmplitudeToDB("power"),
+        )
+
+    def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
+        # Powers span ten orders of magnitude; float32 also where the network runs in less.
+        with torch.autocast(waveforms.device.type, enabled=False), torch.no_grad():
+            mel = self.spectrogram(waveforms.float()).transpose(1, 2).unsqueeze(1)  # [B, 1, T, mel]
+        longer = None
+        if self.fused:
+            mel = mel.expand(-1, _FUSED_VIEWS, -1, -1)
+            longer = torch.zeros(len(mel), 1, dtype=torch.bool, device=mel.device)
+        embedding: torch.Tensor = self.clap(input_features=mel, is_longer=longer).audio_embeds
+        return embedding
+
+
+def build(config: AudioConfig) -> ClapEncoder:
+    """Builds the encoder that a configuration describes, with its weights.
+
+    Raises:
+        WeightsError: They cannot be had, or are not CLAP's.
+    """
+    resolved = _resolve(config)
+    if config.pretrained is None:
+        clap = ClapAudioModelWithProjection(resolved.network)
+    else:
+        try:
+            clap = ClapAudioModelWithProjection.from_pretrained(config.pretrained, config=resolved.network)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise WeightsError(
+                f"no CLAP weights can be loaded from '{config.pretrained}': {error}",
+                hint="Expected a repository or folder with config.json and model.safetensors, as "
+                "save_pretrained writes them.",
+            ) from error
+    return ClapEncoder(clap, resolved.features, config.sample_rate)
+
+
+def rebuilt(config: AudioConfig, encoder: nn.Module) -> AudioConfig:
+    """Returns settings that rebuild an encoder with nothing to look up."""
+    assert isinstance(encoder, ClapEncoder)
+    network = json.loads(encoder.clap.config.to_json_string(use_diff=True))
+    for noise in ("transformers_version", "dtype", "architectures", "model_type"):
+        network.pop(noise, None)
+    update = {"model": network, "features": encoder.features, "pretrained": None, "init_from": None}
+    return config.model_copy(update=update)
+
+
+def _resolve(config: AudioConfig) -> _Resolved:
+    network, features = ClapAudioConfig(), FeatureConfig()
+    if isinstance(config.model, dict):
+        network = _network(config.model)
+    elif config.model is not None:
+        own = _OWN_MODELS / f"{config.model}.json"
+        if not own.is_file():
+            raise WeightsError(
+                f"no model '{config.model}'. Available: {', '.join(sorted(p.stem for p in _OWN_MODELS.glob('*.json')))}.",
+                hint="For published weights give `pretrained` and leave `model` out.",
+            )
+        described = json.loads(own.read_text(encoding="utf-8"))
+        network, features = _network(described["model"]), FeatureConfig(**described["features"])
+    elif config.pretrained is not None:
+        network, features = _published(config.pretrained)
+    return _Resolved(network, config.features or features)
+
+
+def _network(fields: dict[str, Any]) -> ClapAudioConfig:
+    known = ClapAudioConfig().to_dict()
+    unknown = sorted(set(fields) - set(known))
+    if unknown:
+        raise WeightsError(f"ClapAudioConfig has no field {', '.join(unknown)}.")
+    return ClapAudioConfig(**fields)
+
+
+def _published(name: str) -> tuple[ClapAudioConfig, FeatureConfig]:
+    local = Path(name).is_dir()
+    if not local:
+        require_hub_files(name, ("config.json",))
+        require_hub_files(name, ("model.safetensors", "pytorch_model.bin"))
+    try:
+        network = ClapAudioConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"no CLAP configuration can be loaded from '{name}': {error}",
+            hint="Expected a repository or folder with config.json, as save_pretrained writes it.",
+        ) from error
+    return network, _published_features(name, local=local)
+
+
+def _published_features(name: str, *, local: bool) -> FeatureConfig:
+    if local:
+        path = Path(name) / _FEATURES_FILE
+    else:
+        import huggingface_hub
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            path = Path(huggingface_hub.hf_hub_download(name, _FEATURES_FILE))
+        except EntryNotFoundError:
+            return FeatureConfig()
+    if not path.is_file():
+        return FeatureConfig()
+    published = json.loads(path.read_text(encoding="utf-8"))
+    names = {
+        "fft_window": "fft_window_size",
+        "hop_length": "hop_length",
+        "min_hz": "frequency_min",
+        "max_hz": "frequency_max",
+    }
+    return FeatureConfig(**{own: published[theirs] for own, theirs in names.items() if theirs in published})
