@@ -208,7 +208,8 @@ class Resolver:
                 self.problem(
                     (*path, "anchor") if "anchor" in raw else path,
                     f"anchor '{name}' has no weights: no earlier stage trains it, and it has no `pretrained`.",
-                    f"Add a stage that trains '{name}' before this one, or set modalities.{name}.pretrained.",
+                    f"Add a stage that trains '{name}' before this one, or set modalities.{name}.pretrained; "
+                    "`anchor: []` aligns several trained modalities with each other.",
                 )
 
     def _check_fields(self, stage: StageKind[Any], path: PathInDocument, sources: Mapping[str, Source[Any]]) -> None:

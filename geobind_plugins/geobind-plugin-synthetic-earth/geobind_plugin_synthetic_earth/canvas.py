@@ -56,7 +56,7 @@ def palette(scene: Scene) -> Image:
     for cover, parched in _PARCHED.items():
         colours[cover] = blend(parched, _LUSH[cover], scene.greenness)
     colours[FOREST] = blend(colours[FOREST], _PINE, 0.8 * scene.conifers)
-    colours[WATER] = blend(_CLEAR, _MUDDY, scene.silt)
+    colours[WATER] = blend(_CLEAR, _MUDDY, 0.8 * scene.silt)
     colours[WETLAND] = blend(colours[WETLAND], (62, 112, 70), 0.6 * scene.greenness)
     return colours
 
@@ -121,7 +121,7 @@ def make_noise_bank(seed: int, pixels: int) -> NoiseBank:
         The bank, each texture of mean 0 and variance 1.
     """
     generator = np.random.default_rng(seed)
-    side = max(1024, 2 * pixels)
+    side = max(512, min(2048, 4 * pixels))
     return NoiseBank(
         smooth=_spectral_noise(generator, side, 1.8 * side / pixels, 2.5),
         rough=_spectral_noise(generator, side, side / 6.0, 1.0),

@@ -57,7 +57,7 @@ def render_satellite(scene: Scene, generator: np.random.Generator, pixels: int) 
     relief, grain = bank.cut(bank.smooth, generator), bank.cut(bank.rough, generator)
     across, _along = _rotated_grid(generator, pixels)
     # A coast runs through a tile from side to side more often than it encloses a lake.
-    shore = bank.cut(bank.smooth, generator) + np.float32(2.0 * generator.random()) * across
+    shore = bank.cut(bank.smooth, generator) + np.float32(0.5 + 2.5 * generator.random()) * across
     patches = bank.cut(bank.smooth, generator)
     labels = lay_out(scene, shore, relief, patches)
     image = palette(scene)[labels] + (grain * _GRAIN[labels, 0])[..., None]

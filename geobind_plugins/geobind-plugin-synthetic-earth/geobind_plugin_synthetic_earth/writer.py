@@ -69,7 +69,7 @@ def _draw_all(job: Job, workers: int | None, progress: Progress) -> Cells:
     """Hands out the places and collects their cells in order."""
     places = job.settings.places
     ranges = [(start, min(places, start + CHUNK)) for start in range(0, places, CHUNK)]
-    count = workers or min(os.cpu_count() or 1, max(1, places // WORTH_A_PROCESS))
+    count = workers or min(_cores(), max(1, places // WORTH_A_PROCESS))
     if any(view.render.__module__ == "__main__" for view in job.views):
         count = 1  # another process would look for the function in a script of its own
     parts: dict[Range, Cells] = {}
@@ -82,6 +82,13 @@ def _draw_all(job: Job, workers: int | None, progress: Progress) -> Cells:
         view.name: [cell for part in ranges for cell in parts[part][view.name]]
         for view in job.views
     }
+
+
+def _cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _in_turn(job: Job, ranges: list[Range]) -> Iterator[tuple[Range, Cells]]:

@@ -1,0 +1,192 @@
+"""The command line: parses and dispatches. What a verb does is imported when it is called."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from geobind_core.errors import EXIT_FAILURE, EXIT_INTERRUPTED, GeoBindError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from geobind_core.plugins.manager import PluginManager
+
+app = typer.Typer(
+    name="geobind",
+    help="Bind many modalities into one embedding space through satellite images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ChainFile = Annotated[Path, typer.Argument(metavar="CHAIN", help="The chain: a YAML file.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change one value, such as stages.audio.epochs=3."),
+]
+Disabled = Annotated[
+    list[str] | None,
+    typer.Option("--disable-plugin", metavar="NAME", help="Do not import this entry point or distribution."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def run(
+    chain: ChainFile,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/<name>.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="End after this stage.")] = None,
+    assignments: Assignments = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen and why; do nothing.")] = False,
+    disable_plugin: Disabled = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a chain: stages that are done are skipped, interrupted ones go on, the space is measured."""
+    from geobind_core.chain.execute import run_chain
+    from geobind_core.chain.plan import make_plan
+    from geobind_core.chain.resolve import load_chain
+    from geobind_core.chain.run_folder import RunFolder
+    from geobind_core.display import metrics_table, plan_table
+    from geobind_core.progress import Reporter
+
+    loaded = load_chain(chain, _plugins(disable_plugin), assignments or [])
+    folder = RunFolder(out or Path("runs") / loaded.name)
+    if dry_run:
+        plans = make_plan(loaded, folder, until)
+        if as_json:
+            _print_json(
+                [{"stage": p.name, "trains": p.stage.trains(), "anchors": p.stage.uses(), "data": p.stage.config.data,
+                  "action": p.action, "why": p.why} for p in plans]
+            )
+        else:
+            _print(plan_table(plans))
+        return
+    reporter = Reporter()
+    metrics = run_chain(loaded, folder, reporter, until)
+    if metrics is not None:
+        _print_json(metrics) if as_json else _print(metrics_table(metrics))
+        reporter.say(f"space: {folder.space}\nreport: {folder.report}")
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("stages.yaml"),
+) -> None:
+    """Write the default chain: a small synthetic Earth, on a CPU, in minutes."""
+    from geobind_core.config.default import write_default
+
+    write_default(path)
+    _say(f"wrote {path}; next: geobind run {path}")
+
+
+@app.command()
+def validate(chain: ChainFile, assignments: Assignments = None, disable_plugin: Disabled = None) -> None:
+    """Check a chain file and show everything that is wrong with it."""
+    from geobind_core.chain.resolve import load_chain
+
+    loaded = load_chain(chain, _plugins(disable_plugin), assignments or [])
+    _say(f"{chain}: valid; {len(loaded.stages)} stages, {len(loaded.modalities)} modalities")
+
+
+@app.command()
+def schema(disable_plugin: Disabled = None) -> None:
+    """Print the JSON Schema of chain files, with the settings of all installed plugins."""
+    from geobind_core.chain.schema import chain_schema
+
+    _print_json(chain_schema(_plugins(disable_plugin)))
+
+
+@app.command()
+def plugins(disable_plugin: Disabled = None, as_json: AsJson = False) -> None:
+    """List the installed plugins, what they provide, and what is wrong with them."""
+    from geobind_core.display import plugin_rows, plugin_table
+
+    manager = _plugins(disable_plugin)
+    manager.load_all()
+    rows = plugin_rows(manager)
+    _print_json(rows) if as_json else _print(plugin_table(rows))
+
+
+@app.command("eval")
+def evaluate(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    disable_plugin: Disabled = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the space of a run again and write metrics.json and report.html."""
+    from geobind_core.chain.datasets import DataSets
+    from geobind_core.chain.measure import measure
+    from geobind_core.chain.resolve import load_chain
+    from geobind_core.chain.run_folder import RunFolder
+    from geobind_core.display import metrics_table
+    from geobind_core.progress import Reporter
+
+    folder, reporter = RunFolder(run_folder), Reporter()
+    base = folder.chain_base()
+    with folder.locked():
+        loaded = load_chain(folder.chain, _plugins(disable_plugin), base=base)
+        metrics = measure(loaded, folder, DataSets(loaded, reporter), reporter, again=True)
+    _print_json(metrics) if as_json else _print(metrics_table(metrics))
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        _say(f"geobind {version('geobind')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _plugins(disabled: list[str] | None) -> PluginManager:
+    from geobind_core.chain.builtin import plugin_manager
+
+    return plugin_manager(disabled or [])
+
+
+def _print(renderable: RenderableType) -> None:
+    from rich.console import Console
+
+    # A table that is piped into a file is not cut to the width of a terminal that is not there.
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(renderable)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def main() -> None:
+    """Runs the command line and exits: 0 done, 2 the input is at fault, 130 interrupted, else 1."""
+    try:
+        app()
+    except GeoBindError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; run the same command again to go on\n")
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILURE)
+
+
+if __name__ == "__main__":
+    main()

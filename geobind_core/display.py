@@ -1,0 +1,101 @@
+"""Tables for people: the plan, the plugins, the matrix of pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from geobind_core.chain.plan import StagePlan
+    from geobind_core.plugins.manager import PluginManager
+
+_ACTIONS = {"done": ("done", "green"), "run": ("run", "bold"), "continue": ("continue", "bold"), "later": ("later", "dim")}
+
+
+def plan_table(plans: Sequence[StagePlan]) -> Table:
+    """Returns the plan: what each stage does, and what will happen to it and why."""
+    table = Table("", "stage", "trains", "anchor", "data", "what", "why", title_justify="left", box=None)
+    for plan in plans:
+        text, style = _ACTIONS[plan.action]
+        table.add_row(
+            str(plan.number),
+            plan.name,
+            ", ".join(plan.stage.trains()) or "-",
+            ", ".join(plan.stage.uses()) or "-",
+            plan.stage.config.data or "-",
+            Text(text, style=style),
+            plan.why,
+        )
+    return table
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> Table:
+    """Returns the matrix of pairs, one ordered pair a line, trained pairs first."""
+    recalls = [key for key in next(iter(metrics["pairs"].values())) if key.startswith("recall@")]
+    labelled = any("strict" in figures for figures in metrics["pairs"].values())
+    shown = "recall@10" if "recall@10" in recalls else recalls[-1]
+    table = Table("query -> gallery", *recalls, "median rank", "chance", box=None)
+    if labelled:
+        table.add_column(f"strict {shown}", justify="right")
+    table.add_column("gallery", justify="right")
+    table.add_column("trained in")
+    for column in table.columns[1 : 3 + len(recalls)]:
+        column.justify = "right"
+    ordered = sorted(metrics["pairs"].items(), key=lambda item: item[1]["emergent"])
+    for name, figures in ordered:
+        row = [name.replace("_to_", " -> ")]
+        row += [f"{figures[recall]:.3f}" for recall in recalls]
+        row += [f"{figures['median_rank']:g}", f"{figures[f'chance_{shown}']:.3f}"]
+        if labelled:
+            row.append(f"{figures['strict'][shown]:.3f}" if "strict" in figures else "")
+        row += [str(figures["gallery"]), figures["trained_in"] or "- (emergent)"]
+        table.add_row(*row)
+    table.caption = f"chance: of {shown}. strict: only the very row counts, not others with the same label."
+    if not labelled:
+        table.caption = f"chance: of {shown}."
+    table.caption_justify = "left"
+    return table
+
+
+def plugin_rows(plugins: PluginManager) -> list[dict[str, Any]]:
+    """Returns the state of every plugin, as `geobind plugins --json` prints it."""
+    rows = []
+    for record in plugins.records:
+        provided = plugins.registry.of(record.distribution)
+        conflicts = [p.name for p in provided if len(plugins.registry.get(p.kind, p.name)) > 1]
+        rows.append(
+            {
+                "entry_points": sorted(record.names),
+                "distribution": record.distribution,
+                "version": record.version,
+                "status": "conflict" if conflicts and record.status == "loaded" else record.status,
+                "provides": {
+                    kind: sorted(p.name for p in provided if p.kind == kind) for kind in sorted({p.kind for p in provided})
+                },
+                "conflicts": conflicts,
+                "seconds_to_import": round(record.seconds, 3),
+                "error": record.error,
+            }
+        )
+    return rows
+
+
+def plugin_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Returns the plugins as a table."""
+    table = Table("distribution", "version", "status", "provides", "import", "error", box=None)
+    styles = {"loaded": "green", "broken": "red", "conflict": "red", "disabled": "dim"}
+    for row in rows:
+        provides = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in row["provides"].items())
+        conflicts = f"also provided by others: {', '.join(row['conflicts'])}" if row["conflicts"] else ""
+        table.add_row(
+            row["distribution"],
+            row["version"],
+            Text(row["status"], style=styles.get(row["status"], "")),
+            provides or ", ".join(row["entry_points"]),
+            f"{row['seconds_to_import']:.2f} s",
+            row["error"] or conflicts,
+        )
+    return table
