@@ -59,7 +59,7 @@ _HOMES = {
     "require_hub_files": "hub",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605 - the table above is the one list of public names
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -61,8 +61,17 @@ def run(
         plans = make_plan(loaded, folder, until)
         if as_json:
             _print_json(
-                [{"stage": p.name, "trains": p.stage.trains(), "anchors": p.stage.uses(), "data": p.stage.config.data,
-                  "action": p.action, "why": p.why} for p in plans]
+                [
+                    {
+                        "stage": p.name,
+                        "trains": p.stage.trains(),
+                        "anchors": p.stage.uses(),
+                        "data": p.stage.config.data,
+                        "action": p.action,
+                        "why": p.why,
+                    }
+                    for p in plans
+                ]
             )
         else:
             _print(plan_table(plans))

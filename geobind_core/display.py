@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from geobind_core.chain.plan import StagePlan
     from geobind_core.plugins.manager import PluginManager
 
-_ACTIONS = {"done": ("done", "green"), "run": ("run", "bold"), "continue": ("continue", "bold"), "later": ("later", "dim")}
+_ACTIONS = {
+    "done": ("done", "green"),
+    "run": ("run", "bold"),
+    "continue": ("continue", "bold"),
+    "later": ("later", "dim"),
+}
 
 
 def plan_table(plans: Sequence[StagePlan]) -> Table:
@@ -73,7 +78,8 @@ def plugin_rows(plugins: PluginManager) -> list[dict[str, Any]]:
                 "version": record.version,
                 "status": "conflict" if conflicts and record.status == "loaded" else record.status,
                 "provides": {
-                    kind: sorted(p.name for p in provided if p.kind == kind) for kind in sorted({p.kind for p in provided})
+                    kind: sorted(p.name for p in provided if p.kind == kind)
+                    for kind in sorted({p.kind for p in provided})
                 },
                 "conflicts": conflicts,
                 "seconds_to_import": round(record.seconds, 3),

@@ -90,7 +90,7 @@ class TrainingError(GeoBindError):
     """Training cannot go on."""
 
 
-class ErrorList(InputError):
+class SeveralErrors(InputError):
     """Several independent errors, shown together so that all can be mended at once.
 
     Args:
@@ -107,12 +107,12 @@ class ErrorList(InputError):
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (ErrorList, (self.errors,))
+        return (SeveralErrors, (self.errors,))
 
 
 def raise_all(errors: Sequence[GeoBindError]) -> None:
-    """Raises nothing, the one error, or an `ErrorList` of all."""
+    """Raises nothing, the one error, or an `SeveralErrors` of all."""
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise ErrorList(errors)
+        raise SeveralErrors(errors)

@@ -15,7 +15,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file whole: a reader sees the old content or the new, never half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -43,8 +43,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     # A folder cannot be renamed over another that has content. Between the two renames there is
     # neither; `recover_folder` puts the previous one back if the process dies just then.
     if path.exists():
-        os.replace(path, previous)
-    os.replace(temporary, path)
+        path.replace(previous)
+    temporary.replace(path)
     shutil.rmtree(previous, ignore_errors=True)
 
 
@@ -52,7 +52,7 @@ def recover_folder(path: Path) -> None:
     """Undoes a replacement that was cut off between its two renames."""
     previous = path.with_name(f".{path.name}.old")
     if previous.exists() and not path.exists():
-        os.replace(previous, path)
+        previous.replace(path)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

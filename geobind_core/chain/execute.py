@@ -160,8 +160,10 @@ def _bad(summary: dict[str, Any]) -> str:
     bad = summary.get("bad_samples") or []
     if not bad:
         return ""
-    return f"; {len(bad)} unreadable samples skipped, named in log.jsonl: " + ", ".join(bad[:3]) + (
-        ", …" if len(bad) > 3 else ""
+    return (
+        f"; {len(bad)} unreadable samples skipped, named in log.jsonl: "
+        + ", ".join(bad[:3])
+        + (", …" if len(bad) > 3 else "")
     )
 
 
@@ -233,9 +235,7 @@ def _space_is_whole(chain: Chain, run: RunFolder, plans: Sequence[StagePlan], un
     if not all(_is_stored_initially(chain, run, name) for name in unused):
         return False
     record = read_json(run.space / "space.json") or {}
-    wanted = {
-        name: read_json(folder / "config.json") for name, folder in _weight_folders(run, plans, unused).items()
-    }
+    wanted = {name: read_json(folder / "config.json") for name, folder in _weight_folders(run, plans, unused).items()}
     return bool(record.get("modalities") == wanted and record.get("binding") == chain.config.binding)
 
 

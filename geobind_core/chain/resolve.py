@@ -22,9 +22,7 @@ from geobind_core.plugins.stage_kind import StageKind
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def load_chain(
-    path: Path, plugins: PluginManager, assignments: Sequence[str] = (), base: Path | None = None
-) -> Chain:
+def load_chain(path: Path, plugins: PluginManager, assignments: Sequence[str] = (), base: Path | None = None) -> Chain:
     """Reads and checks a chain file.
 
     Args:
@@ -34,7 +32,7 @@ def load_chain(
         base: Where relative paths start; default: the file's folder.
 
     Raises:
-        ConfigError, ErrorList: Everything that is wrong with the file, with lines.
+        ConfigError, SeveralErrors: Everything that is wrong with the file, with lines.
     """
     document = parse(path)
     for assignment in assignments:
@@ -155,7 +153,9 @@ class Resolver:
         for name, raw in self._section("data"):
             for modality in raw["fields"] if isinstance(raw.get("fields"), dict) else ():
                 if modality not in names:
-                    self.problem(("data", name, "fields", modality), f"no modality '{modality}'. {suggest(modality, names)}")
+                    self.problem(
+                        ("data", name, "fields", modality), f"no modality '{modality}'. {suggest(modality, names)}"
+                    )
         evaluate = self.document.data.get("evaluate")
         sources = [name for name, _ in self._section("data")]
         listed = evaluate.get("data") if isinstance(evaluate, dict) else None
@@ -181,10 +181,14 @@ class Resolver:
                     trained |= {raw["train"]} if isinstance(raw["train"], str) else set(map(str, raw["train"]))
                 continue
             if config.name in seen:
-                self.problem((*path, "name"), f"stage '{config.name}' is given twice; the first is stages[{seen[config.name]}].")
+                self.problem(
+                    (*path, "name"), f"stage '{config.name}' is given twice; the first is stages[{seen[config.name]}]."
+                )
             seen[config.name] = i
             if config.data is not None and config.data not in dict(self._section("data")):
-                self.problem((*path, "data"), f"no data set '{config.data}'. {suggest(config.data, dict(self._section('data')))}")
+                self.problem(
+                    (*path, "data"), f"no data set '{config.data}'. {suggest(config.data, dict(self._section('data')))}"
+                )
             binding = str(self.document.data.get("binding"))
             config = resolve_stage(self, config, path, binding, names, modalities)
             stage: StageKind[Any] = provided.cls(config)
@@ -245,5 +249,3 @@ def _ancestors(name: str, modalities: Mapping[str, ChainModality]) -> list[str]:
         found.append(start)
         name = start
     return found
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +56,7 @@ class RunFolder:
         """Returns a stage's folder, made or renamed to its present place in the chain."""
         wanted, found = self.stage_folder(number, name), self.find_stage(name)
         if found.exists() and found != wanted:
-            os.replace(found, wanted)
+            found.replace(wanted)
         wanted.mkdir(parents=True, exist_ok=True)
         return wanted
 

@@ -92,7 +92,7 @@ def _loss(
     validated = resolver.validate(provided.cls.Config, settings, loss_path) if provided else None
     if validated is None:
         return settings
-    complete = validated.model_dump(mode="json")
+    complete: dict[str, Any] = validated.model_dump(mode="json")
     direction = complete["direction"]
     if direction in ("train_to_anchor", "anchor_to_train"):
         first, second = (name in config.train for name in pair.modalities)

@@ -39,18 +39,14 @@ class Document:
         for length in range(len(path), 0, -1):
             if path[:length] in self.overrides:
                 return f"--set {self.overrides[path[:length]]}"
-        line = next(
-            (self.lines[written[:n]] for n in range(len(written), -1, -1) if written[:n] in self.lines), 1
-        )
+        line = next((self.lines[written[:n]] for n in range(len(written), -1, -1) if written[:n] in self.lines), 1)
         text = readable(path if len(written) >= len(path) - 1 and self._missing_key(path) else written)
         return f"{self.path}:{line} {text}".rstrip()
 
     def line(self, path: PathInDocument) -> int:
         """Returns the line of a path, or of the nearest enclosing one."""
         written = self._written(path)
-        return next(
-            (self.lines[written[:n]] for n in range(len(written), -1, -1) if written[:n] in self.lines), 0
-        )
+        return next((self.lines[written[:n]] for n in range(len(written), -1, -1) if written[:n] in self.lines), 0)
 
     def _written(self, path: PathInDocument) -> PathInDocument:
         value, kept = self.data, []
@@ -117,18 +113,21 @@ def _build(node: yaml.Node, path: PathInDocument, loader: yaml.SafeLoader, docum
         loader.flatten_mapping(node)
         mapping: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = loader.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | bool | None):
                 raise yaml.MarkedYAMLError(None, None, "a key must be a word", key_node.start_mark)
             key = str(key)
             if key in mapping and not merged:
                 document.problems.append(
-                    Problem((*path, key), f"'{key}' is given twice; the first stands on line "
-                            f"{document.lines[(*path, key)]}.", line=key_node.start_mark.line + 1)
+                    Problem(
+                        (*path, key),
+                        f"'{key}' is given twice; the first stands on line {document.lines[(*path, key)]}.",
+                        line=key_node.start_mark.line + 1,
+                    )
                 )
             document.lines[(*path, key)] = key_node.start_mark.line + 1
             mapping[key] = _build(value_node, (*path, key), loader, document)
         return mapping
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*path, i), loader, document) for i, item in enumerate(node.value)]
-    return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+    return loader.construct_object(node, deep=True)

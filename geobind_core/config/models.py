@@ -126,9 +126,7 @@ class AlignConfig(StageConfig):
         if both:
             raise ValueError(f"{', '.join(both)} cannot be both trained and anchor")
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
-            raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}"
-            )
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}")
         return self
 
 
@@ -173,12 +171,8 @@ class ChainConfig(RunConfig):
 
     name: Name | None = Field(None, description="Name of the run folder; default: the file's name.")
     binding: str = Field(description="The modality that stages align to when they name no anchor.")
-    embed_dim: int | None = Field(
-        None, ge=1, description="Dimension of the space; default: that of the first anchor."
-    )
-    modalities: dict[Name, dict[str, Any]] = Field(
-        description="Modality -> settings of its plugin.", min_length=1
-    )
+    embed_dim: int | None = Field(None, ge=1, description="Dimension of the space; default: that of the first anchor.")
+    modalities: dict[Name, dict[str, Any]] = Field(description="Modality -> settings of its plugin.", min_length=1)
     data: dict[Name, dict[str, Any]] = Field(description="Data set -> its source and settings.", min_length=1)
     stages: list[dict[str, Any]] = Field(description="The chain, in order.", min_length=1)
     evaluate: EvaluateConfig = EvaluateConfig()

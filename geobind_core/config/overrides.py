@@ -26,9 +26,7 @@ def apply(document: Document, assignment: str) -> None:
     place = f"--set {assignment}"
     steps = [step for step in dotted.strip().split(".") if step]
     if not equals or not steps:
-        raise ConfigError(
-            "expected PATH=VALUE.", place=place, hint="For example: --set stages.audio.epochs=3"
-        )
+        raise ConfigError("expected PATH=VALUE.", place=place, hint="For example: --set stages.audio.epochs=3")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -35,9 +35,7 @@ def suggest(name: object, available: typing.Iterable[str]) -> str:
     return f"Available: {', '.join(names) or 'none'}." + (f" Did you mean '{near[0]}'?" if near else "")
 
 
-def from_pydantic(
-    error: ValidationError, model: type[BaseModel], prefix: tuple[str | int, ...]
-) -> list[Problem]:
+def from_pydantic(error: ValidationError, model: type[BaseModel], prefix: tuple[str | int, ...]) -> list[Problem]:
     """Turns pydantic's findings into problems, with the names that would have been right."""
     problems = []
     for finding in error.errors(include_url=False):

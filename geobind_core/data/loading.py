@@ -100,7 +100,8 @@ class _BatchDataset(Dataset[dict[str, Any]]):
         columns = {name: self._samples(reader, request) for name, reader in self.readers.items()}
         bad = [s for column in columns.values() for s in column if isinstance(s, BadSample)]
         keep = [
-            i for i in range(len(request.rows))
+            i
+            for i in range(len(request.rows))
             if not any(isinstance(column[i], BadSample) for column in columns.values())
         ]
         inputs = {

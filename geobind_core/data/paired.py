@@ -59,7 +59,7 @@ class PairedData:
             raise
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return len(self.keys)
 
     def _check_columns(self, observations: Observations, split: SplitConfig | None) -> None:
         wanted: list[tuple[str, str]] = [("key", self._key)]
@@ -147,5 +147,3 @@ class PairedData:
         """Returns the label arrays that decide what is right between two modalities."""
         found = [self.labels(m) for m in (first, second)]
         return [labels for labels in found if labels is not None]
-
-

@@ -76,9 +76,7 @@ class SampleReader:
         seed: Samples are a pure function of this, the epoch and the key.
     """
 
-    def __init__(
-        self, data: PairedData, name: str, modality: Modality[Any], *, train: bool, seed: int
-    ) -> None:
+    def __init__(self, data: PairedData, name: str, modality: Modality[Any], *, train: bool, seed: int) -> None:
         self.data = data
         self.name = name
         self.modality = modality

@@ -49,15 +49,14 @@ def _by_column(column: pa.ChunkedArray) -> npt.NDArray[np.int8]:
             )
         codes.append(CODES[name])
     positions = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    return np.append(np.array(codes, dtype=np.int8), np.int8(_UNUSED))[positions]
+    by_position: npt.NDArray[np.int8] = np.append(np.array(codes, dtype=np.int8), np.int8(_UNUSED))[positions]
+    return by_position
 
 
 def _by_hash(keys: pa.ChunkedArray, config: SplitConfig) -> npt.NDArray[np.int8]:
     # A hash of the key alone: a row keeps its split when rows are added or reordered.
     salt = f"{config.seed}:".encode()
-    digests = b"".join(
-        hashlib.blake2b(salt + str(key).encode(), digest_size=8).digest() for key in keys.to_pylist()
-    )
+    digests = b"".join(hashlib.blake2b(salt + str(key).encode(), digest_size=8).digest() for key in keys.to_pylist())
     position = np.frombuffer(digests, dtype=">u8").astype(np.float64) / 2.0**64
     codes = np.full(len(keys), CODES["train"], dtype=np.int8)
     codes[position < config.test + config.validation] = CODES["validation"]

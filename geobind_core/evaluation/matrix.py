@@ -26,8 +26,13 @@ from geobind_core.space.space import Space
 
 
 def evaluate_data(
-    space: Space, data: PairedData, modalities: Sequence[str], config: EvaluateConfig, loader: LoaderConfig,
-    reporter: Reporter, seed: int,
+    space: Space,
+    data: PairedData,
+    modalities: Sequence[str],
+    config: EvaluateConfig,
+    loader: LoaderConfig,
+    reporter: Reporter,
+    seed: int,
 ) -> dict[str, dict[str, Any]]:
     """Measures every ordered pair of modalities on the held-out rows of one data set.
 
@@ -59,8 +64,13 @@ def evaluate_data(
         encoder = space.encoder(name)
         with reporter.task(f"  {data.name}: {name}", len(rows), "rows") as task:
             embedded = embed_rows(
-                reader, encoder, rows, batch_size=config.batch_size, loader=loader,
-                device=next(encoder.parameters()).device, advance=task.advance,
+                reader,
+                encoder,
+                rows,
+                batch_size=config.batch_size,
+                loader=loader,
+                device=next(encoder.parameters()).device,
+                advance=task.advance,
             )
         for sample in bad.add(embedded.bad):
             reporter.warn(f"left out of the evaluation: {sample}")

@@ -15,9 +15,7 @@ import torch
 _TILE_ELEMENTS = 4_000_000  # 16 MB of float32
 
 
-def retrieval_ranks(
-    query: torch.Tensor, gallery: torch.Tensor, labels: Sequence[torch.Tensor] = ()
-) -> torch.Tensor:
+def retrieval_ranks(query: torch.Tensor, gallery: torch.Tensor, labels: Sequence[torch.Tensor] = ()) -> torch.Tensor:
     """Ranks, for each query, the right item among the whole gallery.
 
     Args:
@@ -77,7 +75,7 @@ def chance_recall_at(k: int, right_items: torch.Tensor, gallery: int) -> float:
     """
     if k >= gallery:
         return 1.0
-    values, counts = right_items.unique(return_counts=True)
+    values, counts = torch.unique(right_items, return_counts=True)
     expected = 0.0
     for right, times in zip(values.tolist(), counts.tolist(), strict=True):
         # 1 - C(gallery - right, k) / C(gallery, k): that not all k are among the wrong ones.
@@ -101,7 +99,7 @@ def count_right_items(count: int, labels: Sequence[torch.Tensor]) -> torch.Tenso
         return torch.ones(count, dtype=torch.long)
     if len(labels) == 1:
         codes = labels[0]
-        _, inverse, counts = codes.unique(return_inverse=True, return_counts=True)
+        _, inverse, counts = torch.unique(codes, return_inverse=True, return_counts=True)
         return torch.where(codes >= 0, counts[inverse], 1)
     right = torch.empty(count, dtype=torch.long)
     for i in range(count):

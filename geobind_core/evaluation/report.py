@@ -24,8 +24,11 @@ def write_report(run: Path, record: SpaceRecord, metrics: Mapping[str, Any]) -> 
         metrics: The content of `metrics.json`.
     """
     environment = Environment(
-        loader=PackageLoader("geobind_core.evaluation"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("geobind_core.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     shown = _shown_recall(metrics)
     page = environment.get_template("report.html.jinja").render(

@@ -116,13 +116,11 @@ class PluginManager:
         self._pluggy.register(plugin, name=f"{record.distribution}:{record.value}")
         for attribute in dir(plugin):
             # pluggy accepts implementations without a specification; here that is a misspelled hook.
-            if attribute.startswith("geobind_") and not hasattr(hooks, attribute):
-                if getattr(getattr(plugin, attribute), "geobind_impl", None) is not None:
-                    near = get_close_matches(attribute, [n for n in dir(hooks) if n.startswith("geobind_")], 1)
-                    self._pluggy.unregister(plugin)
-                    raise PluginError(
-                        f"no hook '{attribute}'" + (f"; did you mean '{near[0]}'?" if near else "")
-                    )
+            is_hook = hasattr(getattr(plugin, attribute), "geobind_impl")
+            if attribute.startswith("geobind_") and is_hook and not hasattr(hooks, attribute):
+                near = get_close_matches(attribute, [n for n in dir(hooks) if n.startswith("geobind_")], 1)
+                self._pluggy.unregister(plugin)
+                raise PluginError(f"no hook '{attribute}'" + (f"; did you mean '{near[0]}'?" if near else ""))
         for kind in KINDS:
             implementation = getattr(plugin, REGISTER_HOOKS[kind], None)
             if implementation is None or not hasattr(implementation, "geobind_impl"):

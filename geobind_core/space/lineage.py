@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 FORMAT = 1
+"""Version of the layout of `space.json`."""
 
 
 class ModalityRecord(BaseModel):
@@ -41,7 +42,7 @@ class SpaceRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     embed_dim: int
     binding: str
     modalities: dict[str, ModalityRecord]

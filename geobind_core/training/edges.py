@@ -68,8 +68,9 @@ class EdgeLosses(nn.Module):
     def clamp_(self) -> None:
         """Brings whatever has bounds back between them, after a step of the optimizer."""
         for module in self.modules():
-            if module is not self and hasattr(module, "clamp_"):
-                module.clamp_()
+            clamp = getattr(module, "clamp_", None)
+            if module is not self and callable(clamp):
+                clamp()
 
 
 def _same_label(labels: list[torch.Tensor], rows: torch.Tensor, device: torch.device) -> torch.Tensor | None:

@@ -23,7 +23,7 @@ from geobind_core.errors import ConfigError, DataError, TrainingError
 from geobind_core.plugins.modality import Augmentation, EncoderOutput
 from geobind_core.plugins.stage_kind import StageContext, StageResult
 from geobind_core.space.embed import embed_rows, to_device
-from geobind_core.space.encoder import SpaceEncoder, content_hash
+from geobind_core.space.encoder import content_hash
 from geobind_core.training import checkpoint
 from geobind_core.training.edges import Edge, EdgeLosses
 from geobind_core.training.optimizer import build_optimizer, build_scheduler
@@ -95,11 +95,11 @@ class _Stage:
             (self.context.folder / LOG).unlink(missing_ok=True)
         self.state = state
 
-        rows = self.data.rows("train", [*self.config.train, *(self.config.anchor or ())])
+        taking_part = [*self.config.train, *(self.config.anchor or ())]
+        rows = self.data.rows("train", taking_part)
         if len(rows) < 2:
             raise DataError(
-                f"{len(rows)} training rows have all of {', '.join([*self.config.train, *(self.config.anchor or ())])}; "
-                "expected at least 2.",
+                f"{len(rows)} training rows have all of {', '.join(taking_part)}; expected at least 2.",
                 place=f"stage {self.config.name}, data.{self.data.name}",
             )
         self.bad = BadSampleCount(len(rows), self.config.max_bad_samples, f"stage {self.config.name}")
@@ -210,8 +210,13 @@ class _Stage:
                     outputs = {name: anchor.of(rows, device) for name, anchor in anchors.items()}
                     outputs |= self._embed_live(inputs)
                     loss, logs = gradients(
-                        self.accelerator, model, losses, {m: inputs[m] for m in self.config.train},
-                        outputs, rows, self.config.micro_batch_size,
+                        self.accelerator,
+                        model,
+                        losses,
+                        {m: inputs[m] for m in self.config.train},
+                        outputs,
+                        rows,
+                        self.config.micro_batch_size,
                     )
                     if self.config.optimizer.clip_norm is not None:
                         self.accelerator.clip_grad_norm_(model.parameters(), self.config.optimizer.clip_norm)
@@ -225,7 +230,10 @@ class _Stage:
                 if self.state.step % _LOG_EVERY == 0 or self.state.step == total:
                     now = time.monotonic()
                     last = self._log(
-                        loss, logs, batch["epoch"], scheduler.get_last_lr()[0],
+                        loss,
+                        logs,
+                        batch["epoch"],
+                        scheduler.get_last_lr()[0],
                         samples_in_window / max(now - window, 1e-9),
                     )
                     window, samples_in_window = now, 0
@@ -314,6 +322,4 @@ def derived_seed(seed: int, *names: str) -> int:
 
 def _figures(values: Mapping[str, float], epoch: int, epochs: int) -> str:
     scale = f"  logit scale {values['logit_scale']:.1f}" if "logit_scale" in values else ""
-    return (
-        f"epoch {epoch + 1}/{epochs}  loss {values['loss']:.3f}{scale}  {values['samples_per_second']:.0f} samples/s"
-    )
+    return f"epoch {epoch + 1}/{epochs}  loss {values['loss']:.3f}{scale}  {values['samples_per_second']:.0f} samples/s"

@@ -70,4 +70,4 @@ def _share_of_cycle(step: int, first: float, multiplier: int) -> float:
         return (step % first) / first
     cycle = math.floor(math.log(step / first * (multiplier - 1) + 1, multiplier) + 1e-12)
     start = first * (multiplier**cycle - 1) / (multiplier - 1)
-    return (step - start) / (first * multiplier**cycle)
+    return float((step - start) / (first * multiplier**cycle))

@@ -98,13 +98,14 @@ def _slice(batch: Any, span: slice) -> Any:
 def _tensor_fields(output: EncoderOutput) -> list[str]:
     """Returns the fields that carry gradients."""
     return [
-        f.name for f in fields(output)
+        f.name
+        for f in fields(output)
         if isinstance(value := getattr(output, f.name), torch.Tensor) and value.is_floating_point()
     ]
 
 
 def _as_leaves(parts: list[EncoderOutput]) -> EncoderOutput:
-    joined = {
+    joined: dict[str, Any] = {
         f.name: None if getattr(parts[0], f.name) is None else torch.cat([getattr(p, f.name) for p in parts])
         for f in fields(EncoderOutput)
     }

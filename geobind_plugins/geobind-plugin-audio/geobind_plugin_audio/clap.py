@@ -106,8 +106,9 @@ def _resolve(config: AudioConfig) -> _Resolved:
     elif config.model is not None:
         own = _OWN_MODELS / f"{config.model}.json"
         if not own.is_file():
+            names = ", ".join(sorted(path.stem for path in _OWN_MODELS.glob("*.json")))
             raise WeightsError(
-                f"no model '{config.model}'. Available: {', '.join(sorted(p.stem for p in _OWN_MODELS.glob('*.json')))}.",
+                f"no model '{config.model}'. Available: {names}.",
                 hint="For published weights give `pretrained` and leave `model` out.",
             )
         described = json.loads(own.read_text(encoding="utf-8"))

@@ -97,4 +97,3 @@ class GroundImage(Image):
     """Photos taken on the ground."""
 
     name: ClassVar[str] = "ground_image"
-

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torchvision.transforms.v2 import RandAugment
@@ -12,7 +10,7 @@ from torchvision.transforms.v2.functional import InterpolationMode
 
 from geobind_core import Augmentation
 
-_MAGNITUDE = 9
+_OPERATIONS, _MAGNITUDE = 2, 9  # as torchvision has them
 _LEAST_AREA = 0.9
 
 
@@ -23,12 +21,11 @@ def resize_and_crop(image: torch.Tensor, size: int) -> torch.Tensor:
         return image
     if min(height, width) != size:
         image = _resize(image, [size])
-    return transforms.center_crop(image, [size, size])
+    middle: torch.Tensor = transforms.center_crop(image, [size, size])
+    return middle
 
 
-def random_resized_crop(
-    image: torch.Tensor, size: int, step: Augmentation, rng: np.random.Generator
-) -> torch.Tensor:
+def random_resized_crop(image: torch.Tensor, size: int, step: Augmentation, rng: np.random.Generator) -> torch.Tensor:
     """Cuts a random part with a side ratio of 3:4 to 4:3 and resizes it to a square."""
     least = step.arguments[0] if step.arguments else _LEAST_AREA
     height, width = image.shape[-2:]
@@ -58,9 +55,11 @@ def augment(image: torch.Tensor, step: Augmentation, rng: np.random.Generator) -
 
 
 def _randaugment_arguments(arguments: tuple[float, ...]) -> tuple[int, int]:
-    operations, magnitude, *_ = (*arguments, *(2, _MAGNITUDE)[len(arguments) :])
+    operations = arguments[0] if arguments else _OPERATIONS
+    magnitude = arguments[1] if len(arguments) > 1 else _MAGNITUDE
     return int(operations), int(magnitude)
 
 
-def _resize(image: torch.Tensor, size: list[int]) -> Any:
-    return transforms.resize(image, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+def _resize(image: torch.Tensor, size: list[int]) -> torch.Tensor:
+    resized: torch.Tensor = transforms.resize(image, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return resized

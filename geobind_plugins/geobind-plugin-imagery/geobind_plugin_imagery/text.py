@@ -43,4 +43,5 @@ class Text(Modality[ClipConfig]):
         """Tokenises; longer texts are cut at the model's context length."""
         from geobind_plugin_imagery.towers import tokenizer_of
 
-        return tokenizer_of(self.config)(list(samples))
+        tokens: torch.Tensor = tokenizer_of(self.config)(list(samples))
+        return tokens

@@ -61,13 +61,14 @@ class ImageTower(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         embedding = self.visual((pixels.float() / 255 - self.mean) / self.std)
         # Some towers return (pooled, tokens).
-        return embedding[0] if isinstance(embedding, tuple) else embedding
+        pooled: torch.Tensor = embedding[0] if isinstance(embedding, tuple) else embedding
+        return pooled
 
 
 class TextTower(nn.Module):
     """Tokens to embeddings: `[B, T]` -> `[B, D]`."""
 
-    def __init__(self, clip: nn.Module, resolved: Resolved) -> None:
+    def __init__(self, clip: Any, resolved: Resolved) -> None:
         super().__init__()
         # What encode_text does not use would be saved, hashed and weighed for nothing.
         del clip.visual

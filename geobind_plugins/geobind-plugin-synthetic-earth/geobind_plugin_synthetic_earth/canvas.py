@@ -76,9 +76,7 @@ def daylight(scene: Scene) -> Image:
 def blend(first: object, second: object, share: float) -> Image:
     """A mixture of two colours (or images): ``share`` of the second."""
     start = np.asarray(first, dtype=np.float32)
-    return np.asarray(
-        start + np.float32(share) * (np.asarray(second, dtype=np.float32) - start), dtype=np.float32
-    )
+    return np.asarray(start + np.float32(share) * (np.asarray(second, dtype=np.float32) - start), dtype=np.float32)
 
 
 @dataclass(frozen=True)

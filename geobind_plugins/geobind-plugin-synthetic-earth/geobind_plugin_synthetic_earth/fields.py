@@ -42,12 +42,8 @@ class SphereField:
         # Written as three products and not as a matrix product: the result of a row is then the
         # same to the last bit whatever rows it is computed with.
         total = np.zeros(len(points))
-        for (x, y, z), phase, amplitude in zip(
-            self.waves, self.phases, self.amplitudes, strict=True
-        ):
-            total += amplitude * np.cos(
-                points[:, 0] * x + points[:, 1] * y + points[:, 2] * z + phase
-            )
+        for (x, y, z), phase, amplitude in zip(self.waves, self.phases, self.amplitudes, strict=True):
+            total += amplitude * np.cos(points[:, 0] * x + points[:, 1] * y + points[:, 2] * z + phase)
         return total
 
 
@@ -95,9 +91,7 @@ def to_unit_vectors(longitude: Floats, latitude: Floats) -> Floats:
         Unit vectors, ``[N, 3]``.
     """
     east, north = np.radians(longitude), np.radians(latitude)
-    return np.stack(
-        [np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=1
-    )
+    return np.stack([np.cos(north) * np.cos(east), np.cos(north) * np.sin(east), np.sin(north)], axis=1)
 
 
 def to_degrees(points: Floats) -> tuple[Floats, Floats]:

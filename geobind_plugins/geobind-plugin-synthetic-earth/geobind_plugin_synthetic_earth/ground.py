@@ -104,9 +104,7 @@ def render_ground_image(scene: Scene, generator: np.random.Generator, pixels: in
     return _in_rain(image, generator, scene)
 
 
-def _paint_sky(
-    image: Image, bank: NoiseBank, camera: Camera, generator: np.random.Generator, scene: Scene
-) -> None:
+def _paint_sky(image: Image, bank: NoiseBank, camera: Camera, generator: np.random.Generator, scene: Scene) -> None:
     """Blue by day, orange when the sun is low, grey when it rains."""
     height = np.linspace(1.0, 0.0, camera.horizon, dtype=np.float32)[:, None, None]
     overhead = blend((92, 84, 128), (64, 130, 216), scene.sun)
@@ -198,9 +196,7 @@ def _paint_water(ground: Image, labels: Labels, grain: Map, camera: Camera, scen
     ground[water] += crest[:, None]
 
 
-def _paint_patterns(
-    ground: Image, labels: Labels, grain: Map, camera: Camera, generator: np.random.Generator
-) -> None:
+def _paint_patterns(ground: Image, labels: Labels, grain: Map, camera: Camera, generator: np.random.Generator) -> None:
     """What the ground looks like close by: rows of crops, ripples of sand, pools, paving."""
     crops = labels == CROPLAND
     turn = generator.uniform(-0.5, 0.5)
@@ -210,9 +206,7 @@ def _paint_patterns(
     ripples = np.sin(camera.distance[sand] * np.float32(14.0) + 2.0 * grain[sand])
     ground[sand] += ripples[:, None] * np.float32(13.0)
     bog = labels == WETLAND
-    ground[bog] = np.where(
-        (grain[bog] > 0.55)[:, None], np.array((44, 70, 84), dtype=np.float32), ground[bog]
-    )
+    ground[bog] = np.where((grain[bog] > 0.55)[:, None], np.array((44, 70, 84), dtype=np.float32), ground[bog])
     paving = labels == BUILT
     across, ahead = np.sin(camera.side[paving] * 12.0), np.sin(camera.distance[paving] * 9.0)
     ground[paving] -= (np.maximum(across, ahead) > 0.8)[:, None] * np.float32(34.0)

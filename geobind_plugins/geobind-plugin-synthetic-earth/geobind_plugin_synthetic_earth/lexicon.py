@@ -78,9 +78,7 @@ FACTOR_PHRASES: dict[str, Phrases] = {
         "leafy / broadleaved; mostly leafy / mainly broadleaved; mixed; "
         "mostly coniferous / mainly spruce; all pine / purely pine"
     ),
-    "greenness": _levels(
-        "parched / withered; dry / yellowing; pale green; green / fresh green; lush / luxuriant"
-    ),
+    "greenness": _levels("parched / withered; dry / yellowing; pale green; green / fresh green; lush / luxuriant"),
     "building_height": _levels(
         "with huts / of low huts; with cottages / of cottages; with two-storey houses; "
         "with apartment blocks / of apartment blocks; with towers / of tall towers"
@@ -101,9 +99,7 @@ FACTOR_PHRASES: dict[str, Phrases] = {
         "in low golden light / in golden light; in slanting light; "
         "in daylight / in bright daylight; around noon / at midday"
     ),
-    "wind": _levels(
-        "calm / windless; a light breeze; a fresh wind; a strong wind; a gale / a howling gale"
-    ),
+    "wind": _levels("calm / windless; a light breeze; a fresh wind; a strong wind; a gale / a howling gale"),
 }
 
 SOUND_LEVELS = (0.06, 0.25, 0.45, 0.65, 0.85)
@@ -111,12 +107,8 @@ SOUND_LEVELS = (0.06, 0.25, 0.45, 0.65, 0.85)
 
 SOUND_PHRASES: dict[str, Phrases] = {
     "wind": _levels("a breath of air; a breeze; wind; gusts of wind; a howling gale"),
-    "tractor": _levels(
-        "a far engine; a tractor in the distance; a tractor; farm machines; roaring harvesters"
-    ),
-    "hum": _levels(
-        "a faint hum; a low hum; the hum of a town; the drone of a city; a heavy urban drone"
-    ),
+    "tractor": _levels("a far engine; a tractor in the distance; a tractor; farm machines; roaring harvesters"),
+    "hum": _levels("a faint hum; a low hum; the hum of a town; the drone of a city; a heavy urban drone"),
     "surf": _levels(
         "a trickle of water / dripping water; lapping water; small waves; breaking waves; "
         "roaring surf / thundering surf"
@@ -124,30 +116,14 @@ SOUND_PHRASES: dict[str, Phrases] = {
     "traffic": _levels("a single passing car; a few cars; cars; busy traffic; thundering trucks"),
     "frogs": _levels("one frog; a few frogs; frogs; many croaking frogs; a deafening frog chorus"),
     "voices": _levels("someone talking; a few voices; people talking; a crowd; a bustling crowd"),
-    "ice": _levels(
-        "a faint crackle of frost; a little crunching snow; creaking ice; groaning ice; "
-        "a cracking glacier"
-    ),
+    "ice": _levels("a faint crackle of frost; a little crunching snow; creaking ice; groaning ice; a cracking glacier"),
     "gulls": _levels("one gull; a few gulls; gulls; screaming gulls; a colony of gulls"),
-    "warblers": _levels(
-        "one warbler; a few warblers; warblers; many warblers; a chorus of warblers"
-    ),
-    "goldcrests": _levels(
-        "one goldcrest; a few goldcrests; goldcrests; many goldcrests; a choir of goldcrests"
-    ),
+    "warblers": _levels("one warbler; a few warblers; warblers; many warblers; a chorus of warblers"),
+    "goldcrests": _levels("one goldcrest; a few goldcrests; goldcrests; many goldcrests; a choir of goldcrests"),
     "brook": _levels("a distant trickle; a rill; a brook; a rushing stream; a waterfall"),
-    "crickets": _levels(
-        "one cricket; a few crickets; crickets; many crickets; shrill crickets everywhere"
-    ),
-    "sand": _levels(
-        "a grain of drifting sand; a little drifting sand; hissing sand; blowing sand; a sandstorm"
-    ),
-    "leaves": _levels(
-        "one rustling twig; a light rustle; rustling leaves; swaying branches; "
-        "a whole forest rustling"
-    ),
-    "stones": _levels(
-        "a pebble falling; a few pebbles; falling stones; clattering stones; a rockslide"
-    ),
+    "crickets": _levels("one cricket; a few crickets; crickets; many crickets; shrill crickets everywhere"),
+    "sand": _levels("a grain of drifting sand; a little drifting sand; hissing sand; blowing sand; a sandstorm"),
+    "leaves": _levels("one rustling twig; a light rustle; rustling leaves; swaying branches; a whole forest rustling"),
+    "stones": _levels("a pebble falling; a few pebbles; falling stones; clattering stones; a rockslide"),
     "rain": _levels("a few drops; a drizzle; rain; heavy rain; a cloudburst"),
 }

@@ -139,9 +139,7 @@ def observe(planet: Planet, points: Floats) -> list[Scene]:
     factors["elevation"] = np.maximum(0.0, 1500.0 * height + 60.0 * local["relief"])
     factors["temperature"] = temperature
     factors["moisture"] = _squash(moisture)
-    factors["population"] = (
-        4000.0 * covers[:, COVERS.index("built")] * (0.3 + factors["building_height"])
-    )
+    factors["population"] = 4000.0 * covers[:, COVERS.index("built")] * (0.3 + factors["building_height"])
     factors["sun"] = np.sin(np.pi * (hour - 6.0) / 12.0)
     seconds = ((hour - longitude / 15.0) * 3600.0 + day * 86400.0).astype(np.int64)
     rows = zip(*(values.tolist() for values in factors.values()), strict=True)
@@ -184,9 +182,7 @@ def _covers(
     open_sea = np.clip(-height - 0.1, 0.0, 0.6)
     scores = np.stack(
         [
-            preference[name]
-            + INDIVIDUALITY * local[name]
-            - (0.0 if name == "water" else 2.0) * open_sea
+            preference[name] + INDIVIDUALITY * local[name] - (0.0 if name == "water" else 2.0) * open_sea
             for name in COVERS
         ],
         axis=1,
@@ -214,9 +210,7 @@ def _factors(
         * np.clip(0.15 + 1.3 * plants + 0.6 * share["built"], 0.0, 1.0),
         "conifers": _squash(1.6 * local["conifers"] - (temperature - 12.0) / 7.0),
         "greenness": _squash(1.4 * local["greenness"] + 1.0 * moisture),
-        "building_height": _squash(
-            1.3 * local["building_height"] + 1.2 * settlement + 3.5 * share["built"] - 1.3
-        ),
+        "building_height": _squash(1.3 * local["building_height"] + 1.2 * settlement + 3.5 * share["built"] - 1.3),
         "traffic": _squash(1.5 * local["traffic"] + 1.1 * settlement + 2.0 * share["built"] - 1.0)
         * np.clip(1.3 - 1.3 * bare, 0.0, 1.0),
         "relief": _squash(1.4 * local["relief"] + 2.5 * highland + 2.0 * share["rock"] - 0.8),

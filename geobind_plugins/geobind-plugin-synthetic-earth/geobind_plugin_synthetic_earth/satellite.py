@@ -82,9 +82,7 @@ def _rotated_grid(generator: np.random.Generator, pixels: int) -> tuple[Map, Map
     return across, along
 
 
-def _paint_fields(
-    image: Image, labels: Labels, generator: np.random.Generator, scene: Scene
-) -> None:
+def _paint_fields(image: Image, labels: Labels, generator: np.random.Generator, scene: Scene) -> None:
     """Cropland: parcels of different crops, ploughed in rows."""
     where = np.nonzero(labels == CROPLAND)
     if where[0].size == 0:
@@ -145,9 +143,7 @@ def _paint_dunes(image: Image, labels: Labels, relief: Map, scene: Scene) -> Non
         image[snow] -= hollows * np.array((24.0, 16.0, 6.0), dtype=np.float32)
 
 
-def _paint_trees(
-    image: Image, labels: Labels, generator: np.random.Generator, scene: Scene
-) -> None:
+def _paint_trees(image: Image, labels: Labels, generator: np.random.Generator, scene: Scene) -> None:
     """Single trees: a dark crown with a darker shadow beside it."""
     pixels = labels.shape[0]
     radius = max(1, round(pixels / 64))
@@ -166,9 +162,7 @@ def _paint_trees(
             image[rows + down, columns + right] = crown if lit else crown * np.float32(0.45)
 
 
-def _paint_roads(
-    image: Image, labels: Labels, generator: np.random.Generator, scene: Scene
-) -> None:
+def _paint_roads(image: Image, labels: Labels, generator: np.random.Generator, scene: Scene) -> None:
     """Up to three roads across the tile, as wide as the traffic asks for."""
     pixels = labels.shape[0]
     if scene.traffic < 0.08:

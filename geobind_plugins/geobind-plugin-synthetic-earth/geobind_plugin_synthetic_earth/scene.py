@@ -75,11 +75,7 @@ class Scene:
         return self.covers[COVERS.index(name)]
 
 
-FACTORS = tuple(
-    field.name
-    for field in fields(Scene)
-    if field.name not in ("longitude", "latitude", "time", "covers")
-)
+FACTORS = tuple(field.name for field in fields(Scene) if field.name not in ("longitude", "latitude", "time", "covers"))
 """Names of the single numbers of a scene, the environment first."""
 
 

@@ -132,9 +132,7 @@ def make_loop(sound: Sound, seed: int, sample_rate: int, length: int) -> Wave:
     return np.asarray(wave / np.sqrt(np.mean(np.square(wave)) + 1e-12), dtype=np.float32)
 
 
-def _band_noise(
-    sound: Sound, generator: np.random.Generator, length: int, sample_rate: int
-) -> Wave:
+def _band_noise(sound: Sound, generator: np.random.Generator, length: int, sample_rate: int) -> Wave:
     """Noise within the band, with soft edges."""
     spectrum = np.fft.rfft(generator.normal(size=length))
     frequency = np.fft.rfftfreq(length, 1.0 / sample_rate)
@@ -143,9 +141,7 @@ def _band_noise(
     return np.asarray(np.fft.irfft(spectrum * shape, length), dtype=np.float32)
 
 
-def _gliding_tone(
-    sound: Sound, generator: np.random.Generator, length: int, sample_rate: int
-) -> Wave:
+def _gliding_tone(sound: Sound, generator: np.random.Generator, length: int, sample_rate: int) -> Wave:
     """Two tones that wander through the band, as a call does."""
     seconds = np.arange(length) / sample_rate
     middle, reach = (sound.low + sound.high) / 2.0, (sound.high - sound.low) / 2.5

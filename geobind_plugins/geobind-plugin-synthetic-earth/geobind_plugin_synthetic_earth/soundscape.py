@@ -23,17 +23,12 @@ COMPRESSION_LEVEL = 0.0  # the fastest; noise hardly compresses anyway
 def _loops(sample_rate: int, samples: int) -> tuple[Wave, ...]:
     """One loop per source and one of the recorder's noise, each long enough to cut anywhere."""
     length = max(LOOP_SAMPLES, 1 << (2 * samples - 1).bit_length())
-    loops = [
-        make_loop(sound, LOOP_SEED + number, sample_rate, length)
-        for number, sound in enumerate(SOUNDS)
-    ]
+    loops = [make_loop(sound, LOOP_SEED + number, sample_rate, length) for number, sound in enumerate(SOUNDS)]
     hiss = np.random.default_rng(LOOP_SEED - 1).standard_normal(length, dtype=np.float32)
     return (*loops, hiss)
 
 
-def render_soundscape(
-    scene: Scene, generator: np.random.Generator, sample_rate: int, seconds: float
-) -> Wave:
+def render_soundscape(scene: Scene, generator: np.random.Generator, sample_rate: int, seconds: float) -> Wave:
     """Records a place.
 
     Loudness is absolute: nothing is normalised, so how loud a source is says how much of it there

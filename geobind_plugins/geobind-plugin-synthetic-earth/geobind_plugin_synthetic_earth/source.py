@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import ClassVar
 
-from geobind_core import DataError, Observations, Progress, Source, SourceConfig
 from pydantic import Field, model_validator
 
+from geobind_core import DataError, Observations, Progress, Source, SourceConfig
 from geobind_plugin_synthetic_earth.views import VIEWS, Settings, View
 
 GENERATOR_VERSION = 1
@@ -19,9 +19,7 @@ GENERATOR_VERSION = 1
 class SyntheticEarthConfig(SourceConfig):
     """Settings of the synthetic Earth."""
 
-    root: Path = Field(
-        Path("data/synthetic-earth"), description="Folder in which data sets are kept between runs."
-    )
+    root: Path = Field(Path("data/synthetic-earth"), description="Folder in which data sets are kept between runs.")
     places: int = Field(5000, ge=1, le=1_000_000, description="Number of places.")
     held_out: int = Field(1000, ge=0, description="How many of the places are for testing.")
     seed: int = Field(0, ge=0, description="Another seed is another planet.")
@@ -29,16 +27,13 @@ class SyntheticEarthConfig(SourceConfig):
     ground_pixels: int = Field(64, ge=32, le=1024, description="Side of a ground photo.")
     sample_rate: int = Field(16000, ge=4000, le=48000, description="Of the recordings, in hertz.")
     seconds: float = Field(3.0, gt=0.0, le=60.0, description="Length of a recording.")
-    workers: int | None = Field(
-        None, ge=1, description="Processes that draw; one per core by default."
-    )
+    workers: int | None = Field(None, ge=1, description="Processes that draw; one per core by default.")
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> SyntheticEarthConfig:
         if self.held_out >= self.places:
             raise ValueError(
-                f"held_out: {self.held_out} leaves nothing to train on, expected less than "
-                f"places: {self.places}"
+                f"held_out: {self.held_out} leaves nothing to train on, expected less than places: {self.places}"
             )
         return self
 

@@ -33,9 +33,7 @@ def write_table(path: Path, settings: Settings, scenes: tuple[Scene, ...], cells
         scenes: What is at each place.
         cells: One column per view.
     """
-    environment = np.array(
-        [[getattr(scene, name) for name in ENVIRONMENT] for scene in scenes], dtype=np.float32
-    )
+    environment = np.array([[getattr(scene, name) for name in ENVIRONMENT] for scene in scenes], dtype=np.float32)
     columns = {
         "key": pa.array([place_key(place) for place in range(len(scenes))]),
         "longitude": pa.array([scene.longitude for scene in scenes], pa.float64()),
@@ -43,9 +41,7 @@ def write_table(path: Path, settings: Settings, scenes: tuple[Scene, ...], cells
         "time": pa.array([scene.time for scene in scenes], pa.timestamp("ms", "UTC")),
         "split": pa.array(split_of_places(settings)),
         **{name: pa.array(values, pa.string()) for name, values in cells.items()},
-        "environment": pa.FixedSizeListArray.from_arrays(
-            pa.array(environment.ravel()), len(ENVIRONMENT)
-        ),
+        "environment": pa.FixedSizeListArray.from_arrays(pa.array(environment.ravel()), len(ENVIRONMENT)),
     }
     table = pa.table(columns)
     index = table.schema.get_field_index("environment")
@@ -64,9 +60,7 @@ def write_truth(path: Path, scenes: tuple[Scene, ...]) -> None:
     """
     columns: dict[str, list[object]] = {
         "key": [place_key(place) for place in range(len(scenes))],
-        **{
-            cover: [scene.covers[number] for scene in scenes] for number, cover in enumerate(COVERS)
-        },
+        **{cover: [scene.covers[number] for scene in scenes] for number, cover in enumerate(COVERS)},
         **{factor: [getattr(scene, factor) for scene in scenes] for factor in FACTORS},
     }
     parquet.write_table(pa.table(columns), path)

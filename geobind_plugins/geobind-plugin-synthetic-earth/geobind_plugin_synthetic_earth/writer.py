@@ -78,10 +78,7 @@ def _draw_all(job: Job, workers: int | None, progress: Progress) -> Cells:
         parts[part] = cells
         done += part[1] - part[0]
         progress(done, places, "drawing the synthetic Earth")
-    return {
-        view.name: [cell for part in ranges for cell in parts[part][view.name]]
-        for view in job.views
-    }
+    return {view.name: [cell for part in ranges for cell in parts[part][view.name]] for view in job.views}
 
 
 def _cores() -> int:
@@ -141,22 +138,18 @@ def _send(process: subprocess.Popen[bytes], content: bytes) -> None:
 
 def _ended(process: subprocess.Popen[bytes]) -> RuntimeError:
     return RuntimeError(
-        f"a process that draws the synthetic Earth ended with exit code {process.wait()}; "
-        "its own message is above"
+        f"a process that draws the synthetic Earth ended with exit code {process.wait()}; its own message is above"
     )
 
 
 @contextmanager
 def _processes(job: bytes, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Starts workers that know their job, and ends them."""
-    one_thread = {
-        f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM")
-    }
+    one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "VECLIB_MAXIMUM")}
     environment = {**os.environ, **one_thread, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "geobind_plugin_synthetic_earth.worker"]
     processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
-        for _ in range(count)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) for _ in range(count)
     ]
     try:
         for process in processes:

@@ -13,9 +13,7 @@ def quiet(done: int, total: int, text: str) -> None:
 
 def _make_earth(root: Path, **settings: object) -> SyntheticEarth:
     chosen = {"places": 24, "held_out": 6, "seconds": 1.0, **settings}
-    config = SyntheticEarthConfig.model_validate(
-        {"source": "synthetic_earth", "root": root, **chosen}
-    )
+    config = SyntheticEarthConfig.model_validate({"source": "synthetic_earth", "root": root, **chosen})
     return SyntheticEarth(config, base=root)
 
 

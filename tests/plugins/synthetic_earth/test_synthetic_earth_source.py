@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import soundfile  # type: ignore[import-untyped]
-from geobind_core import DataError, Observations
 from geobind_plugin_synthetic_earth import geobind_register_sources
 from geobind_plugin_synthetic_earth.scene import COVERS
 from geobind_plugin_synthetic_earth.source import SyntheticEarth, SyntheticEarthConfig
 from PIL import Image
 from pydantic import ValidationError
+
+from geobind_core import DataError, Observations
 
 MakeEarth = Callable[..., SyntheticEarth]
 
@@ -135,18 +136,14 @@ def test_first_places_of_a_larger_set_are_those_of_a_smaller(
     assert (small.root / path).read_bytes() == (large.root / path).read_bytes()
 
 
-def test_another_seed_is_another_planet(
-    make_earth: MakeEarth, tmp_path: Path, earth: SyntheticEarth
-) -> None:
+def test_another_seed_is_another_planet(make_earth: MakeEarth, tmp_path: Path, earth: SyntheticEarth) -> None:
     other = make_earth(tmp_path, seed=1)
     assert other.fingerprint() != earth.fingerprint()
     other.prepare(quiet)
     assert other.observations().table["text"] != earth.observations().table["text"]
 
 
-def test_fingerprint_knows_content_and_not_place(
-    make_earth: MakeEarth, tmp_path: Path, earth: SyntheticEarth
-) -> None:
+def test_fingerprint_knows_content_and_not_place(make_earth: MakeEarth, tmp_path: Path, earth: SyntheticEarth) -> None:
     assert make_earth(tmp_path, workers=7).fingerprint() == earth.fingerprint()
     assert make_earth(tmp_path, ground_pixels=128).fingerprint() != earth.fingerprint()
     assert not any(tmp_path.iterdir())
@@ -230,7 +227,5 @@ def test_importing_the_plugin_is_cheap() -> None:
         "plugin.geobind_register_sources()\n"
         "print([name for name in ('torch', 'PIL', 'soundfile', 'pyarrow') if name in sys.modules])"
     )
-    answer = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

@@ -97,9 +97,7 @@ def test_pictures_show_what_is_there(plain: Scene, render: Render) -> None:
         pictures = [render(scene, np.random.default_rng(place), 64)[32:] for place in range(4)]
         return np.asarray(np.mean(pictures, axis=(0, 1, 2)))
 
-    sea, desert, forest, snow = (
-        colour(**{name: 1.0}) for name in ("water", "desert", "forest", "snow")
-    )
+    sea, desert, forest, snow = (colour(**{name: 1.0}) for name in ("water", "desert", "forest", "snow"))
     assert sea[2] > sea[0] + 40  # blue
     assert desert[0] > desert[2] + 40  # orange
     assert forest[1] > max(forest[0], forest[2])  # green
@@ -126,8 +124,7 @@ def test_towns_have_traffic_and_woods_have_birds(plain: Scene) -> None:
 
 def test_recordings_are_not_normalised_and_do_not_clip(scenes: list[Scene]) -> None:
     peaks = [
-        float(np.abs(render_soundscape(scene, np.random.default_rng(0), 16000, 1.0)).max())
-        for scene in scenes[:40]
+        float(np.abs(render_soundscape(scene, np.random.default_rng(0), 16000, 1.0)).max()) for scene in scenes[:40]
     ]
     assert max(peaks) < 1.0
     assert np.std(peaks) > 0.03
@@ -153,9 +150,7 @@ def test_captions_are_sentences_that_fit_clip(scenes: list[Scene]) -> None:
 def test_captions_say_how_much(plain: Scene) -> None:
     def words(share: float) -> str:
         covers = mixture(water=share, grassland=1.0 - share)
-        return write_scene_caption(
-            dataclasses.replace(plain, covers=covers), np.random.default_rng(0)
-        )
+        return write_scene_caption(dataclasses.replace(plain, covers=covers), np.random.default_rng(0))
 
     assert "pond" in words(0.01)
     assert "bay" in words(0.2)
@@ -163,11 +158,7 @@ def test_captions_say_how_much(plain: Scene) -> None:
 
 
 def test_views_draw_from_streams_of_their_own() -> None:
-    streams = {
-        (view.name, place): view.generator(SETTINGS, place).random()
-        for view in VIEWS
-        for place in range(20)
-    }
+    streams = {(view.name, place): view.generator(SETTINGS, place).random() for view in VIEWS for place in range(20)}
     assert len(set(streams.values())) == len(streams)
     again = VIEWS[0].generator(SETTINGS, 3).random()
     assert again == streams[VIEWS[0].name, 3]
@@ -178,9 +169,7 @@ def test_views_of_one_place_share_the_scene_and_nothing_else(scenes: list[Scene]
     scene, places = scenes[0], 150
 
     def residues(view: View) -> NDArray[np.float64]:
-        images = np.stack(
-            [_pixels(view, scene, place) for place in range(places)]
-        )  # [places, features]
+        images = np.stack([_pixels(view, scene, place) for place in range(places)])  # [places, features]
         images -= images.mean(axis=0)
         return np.asarray(images / np.linalg.norm(images, axis=1, keepdims=True))
 
