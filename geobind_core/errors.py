@@ -90,7 +90,7 @@ class TrainingError(GeoBindError):
     """Training cannot go on."""
 
 
-class SeveralErrors(InputError):
+class CombinedError(InputError):
     """Several independent errors, shown together so that all can be mended at once.
 
     Args:
@@ -107,12 +107,12 @@ class SeveralErrors(InputError):
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (SeveralErrors, (self.errors,))
+        return (CombinedError, (self.errors,))
 
 
 def raise_all(errors: Sequence[GeoBindError]) -> None:
-    """Raises nothing, the one error, or an `SeveralErrors` of all."""
+    """Raises nothing, the one error, or an `CombinedError` of all."""
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise SeveralErrors(errors)
+        raise CombinedError(errors)

@@ -54,7 +54,7 @@ class Encoders:
             trained: Those that some stage trains, which may be given a projection.
 
         Raises:
-            WeightsError, ConfigError, SeveralErrors: All that is wrong.
+            WeightsError, ConfigError, CombinedError: All that is wrong.
         """
         self._for_each(fresh, self._build)
         self._for_each(fresh, lambda name: self._wrap(name, can_train=name in trained))

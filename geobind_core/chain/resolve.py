@@ -32,7 +32,7 @@ def load_chain(path: Path, plugins: PluginManager, assignments: Sequence[str] = 
         base: Where relative paths start; default: the file's folder.
 
     Raises:
-        ConfigError, SeveralErrors: Everything that is wrong with the file, with lines.
+        ConfigError, CombinedError: Everything that is wrong with the file, with lines.
     """
     document = parse(path)
     for assignment in assignments:
