@@ -31,7 +31,7 @@ class DataSets:
             source = self.chain.sources[name]
             with self.reporter.task(f"data {name}", 1, "places") as task:
                 source.prepare(_Forward(task))
-            self._opened[name] = PairedData(name, source.observations(), source.config.split)
+            self._opened[name] = PairedData(name, source.observations(), source.config)
         return self._opened[name]
 
     def require_rows(self, name: str, split: Split, modalities: Iterable[str]) -> None:

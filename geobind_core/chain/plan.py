@@ -90,7 +90,8 @@ def make_plan(chain: Chain, run: RunFolder, until: str | None = None) -> list[St
         stored = read_json(run.find_stage(name) / "stage.json") or {}
         inputs = _inputs(chain, stage, identities, contents, stored.get("inputs", {}))
         fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-        action, why = _action(run, name, stored, inputs, fingerprint, (*stage.trains(), *first_used))
+        provides = tuple(dict.fromkeys([*stage.trains(), *first_used]))
+        action, why = _action(run, name, stored, inputs, fingerprint, provides)
         if past_end and action != "done":
             action, why = "later", f"comes after --until {until}"
         past_end = past_end or name == until
@@ -125,8 +126,10 @@ def _inputs(
                 contents[stage.config.data] = None
         # Data that is gone is no reason to undo what was trained on it.
         content = contents[stage.config.data] or (stored.get("data") or {}).get("content")
-        used = source.config.model_dump(mode="json", include={"source", "fields", "labels", "split"})
-        data = {**used, "content": content}
+        data = {"source": source.name, "split": source.config.model_dump(mode="json")["split"], "content": content}
+        # Of the mapping only what this stage reads: a field more for a later stage changes nothing here.
+        for key, mapping in (("fields", source.config.fields), ("labels", source.config.labels)):
+            data[key] = {m: mapping[m] for m in (*stage.trains(), *stage.uses()) if m in mapping} if mapping else {}
     inputs = {
         "stage": {k: v for k, v in config.items() if k not in _WITHOUT_EFFECT},
         "data": data,

@@ -220,7 +220,7 @@ class Resolver:
         source = sources.get(stage.config.data or "")
         if source is None:
             return
-        fields = set(source.config.fields) if source.config.fields is not None else set(source.default_fields)
+        fields = {*(source.config.fields or ()), *source.default_fields}
         for name in {*stage.trains(), *stage.uses()} if fields else ():
             if name not in fields:
                 self.problem(

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from geobind_core.config.problems import suggest
 from geobind_core.data.splits import CODES, Split, assign
 from geobind_core.errors import DataError
-from geobind_core.plugins.source import Observations, SplitConfig
+from geobind_core.plugins.source import Observations, SourceConfig, SplitConfig
 
 Rows = npt.NDArray[np.int64]
 
@@ -24,23 +24,26 @@ class PairedData:
     Args:
         name: The data set's name in the chain, for messages.
         observations: What the source yielded.
-        split: How to divide the rows; None follows the source's own column, or else the default.
+        config: The data set's settings: fields and labels add to the source's own; without `split`
+            the source's own column is followed, or else the default.
 
     Raises:
         DataError: A column is missing, a key is missing or given twice, or there are no rows.
     """
 
-    def __init__(self, name: str, observations: Observations, split: SplitConfig | None = None) -> None:
+    def __init__(self, name: str, observations: Observations, config: SourceConfig | None = None) -> None:
+        split = config.split if config else None
+        fields = {**observations.fields, **((config and config.fields) or {})}
         self.name = name
         self.place = f"data.{name}"
         self.root = observations.root
         self.fields: dict[str, tuple[str, ...]] = {
             modality: (columns,) if isinstance(columns, str) else tuple(columns)
-            for modality, columns in observations.fields.items()
+            for modality, columns in fields.items()
         }
         self._table = observations.table
         self._key = observations.key
-        self._labels = dict(observations.labels)
+        self._labels = {**observations.labels, **((config and config.labels) or {})}
         self._check_columns(observations, split)
         # One chunk per column makes looking up a cell a matter of microseconds.
         self._columns = {c: self._one_chunk(c) for columns in self.fields.values() for c in columns}

@@ -40,7 +40,7 @@ class SoundingEarth(Source[SoundingEarthConfig]):
 
     def fingerprint(self) -> str:
         """Identifies `metadata.csv`; images and recordings are not opened."""
-        return file_fingerprint(self.resolve(self.config.root) / "metadata.csv", super().fingerprint())
+        return file_fingerprint(self.resolve(self.config.root) / "metadata.csv")
 
     def observations(self) -> Observations:
         """Reads `metadata.csv`."""
@@ -67,12 +67,10 @@ class SoundingEarth(Source[SoundingEarthConfig]):
         for column, values in made.items():
             table = table.drop_columns([column]) if column in table.column_names else table
             table = table.append_column(column, values)
-        fields = self.config.fields or {f: f for f in self.default_fields if f in table.column_names}
         return Observations(
             table=table,
             root=root,
-            fields={m: c if isinstance(c, str) else tuple(c) for m, c in fields.items()},
-            labels=self.config.labels or {},
+            fields={name: name for name in self.default_fields if name in table.column_names},
             split="split",
             longitude="longitude",
             latitude="latitude",

@@ -39,7 +39,7 @@ class Table(Source[TableConfig]):
 
     def fingerprint(self) -> str:
         """Identifies the table's content; the files that it names are not opened."""
-        return file_fingerprint(self.resolve(self.config.path), super().fingerprint())
+        return file_fingerprint(self.resolve(self.config.path), str(self.config.key))
 
     def observations(self) -> Observations:
         """Reads the table."""
@@ -48,13 +48,13 @@ class Table(Source[TableConfig]):
         key = self.config.key or ("key" if "key" in table.column_names else "row")
         if key == "row" and "row" not in table.column_names:
             table = table.append_column("row", pa.array([str(i) for i in range(table.num_rows)]))
-        fields = self.config.fields or {column: column for column in table.column_names if column != key}
+        # Settings that name fields say all there is; the engine adds them.
+        own = {} if self.config.fields else {column: column for column in table.column_names if column != key}
         return Observations(
             table=table,
             root=self.resolve(self.config.root) if self.config.root else path.parent,
-            fields={m: c if isinstance(c, str) else tuple(c) for m, c in fields.items()},
+            fields=own,
             key=key,
-            labels=self.config.labels or {},
             longitude=self.config.longitude,
             latitude=self.config.latitude,
         )
@@ -91,8 +91,8 @@ def read_table(path: Path, *, strings: tuple[str, ...] = ()) -> pa.Table:
         raise DataError(f"the table cannot be read: {error}", place=str(path)) from error
 
 
-def file_fingerprint(path: Path, settings: str) -> str:
-    """Returns a hash of a file's content together with a hash of settings.
+def file_fingerprint(path: Path, settings: str = "") -> str:
+    """Returns a hash of a file's content together with settings; where it lies does not count.
 
     Raises:
         DataError: The file cannot be read.

@@ -70,7 +70,7 @@ def _curve(run: Path, stage: Mapping[str, Any]) -> str:
 
     folders = sorted((run / "stages").glob(f"*-{stage['name']}/log.jsonl")) if "name" in stage else []
     records = [json.loads(line) for line in folders[0].read_text(encoding="utf-8").splitlines()] if folders else []
-    steps = [r for r in records if "step" in r]
+    steps = [r for r in records if "loss" in r]
     if not steps:
         return ""
     figure, left = pyplot.subplots(figsize=(6.4, 2.4), layout="constrained")

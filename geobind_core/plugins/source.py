@@ -51,7 +51,8 @@ class SourceConfig(BaseModel):
 
     source: str = Field(description="Registered name of the source.")
     fields: dict[str, str | list[str]] | None = Field(
-        None, description="Modality -> the column (or columns) that hold it. Default: what the source says."
+        None,
+        description="Modality -> the column (or columns) that hold it, beside those that the source knows itself.",
     )
     labels: dict[str, str] | None = Field(
         None,
@@ -112,9 +113,11 @@ class Source(Generic[ConfigT]):
     def fingerprint(self) -> str:
         """Identifies the content, cheaply: nothing is generated and no image is opened.
 
-        The default is a hash of the settings; a source over files adds the table file's content.
+        The default is a hash of the source's own settings; a source over files adds the content of
+        its table. `fields`, `labels` and `split` do not count: the engine watches them itself.
         """
-        return hashlib.sha256(json.dumps(self.config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        own = self.config.model_dump(mode="json", exclude={"fields", "labels", "split"})
+        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
     def prepare(self, progress: Progress) -> None:
         """Makes what `observations` reads exist. Must be idempotent; most sources need nothing."""

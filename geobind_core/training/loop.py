@@ -20,6 +20,7 @@ from geobind_core.data.loading import TrainingBatches, batches, plan_workers
 from geobind_core.data.paired import PairedData, Rows
 from geobind_core.data.samples import BadSample, BadSampleCount, SampleReader
 from geobind_core.errors import ConfigError, DataError, TrainingError
+from geobind_core.files import write_text
 from geobind_core.plugins.modality import Augmentation, EncoderOutput
 from geobind_core.plugins.stage_kind import StageContext, StageResult
 from geobind_core.space.embed import embed_rows, to_device
@@ -91,8 +92,7 @@ class _Stage:
     def run(self) -> StageResult:
         fingerprint = self.context.fingerprint
         state = checkpoint.read_state(self.context.folder, fingerprint) or checkpoint.StageState(fingerprint)
-        if state.step == 0:
-            (self.context.folder / LOG).unlink(missing_ok=True)
+        self._trim_log(state.step)
         self.state = state
 
         taking_part = [*self.config.train, *(self.config.anchor or ())]
@@ -267,7 +267,13 @@ class _Stage:
         for sample in self.bad.add(samples):
             self.state.bad.append(sample)
             self._append_log(
-                {"event": "bad_sample", "key": sample.key, "modality": sample.modality, "reason": sample.reason}
+                {
+                    "event": "bad_sample",
+                    "step": self.state.step + 1,
+                    "key": sample.key,
+                    "modality": sample.modality,
+                    "reason": sample.reason,
+                }
             )
 
     def _log(
@@ -278,6 +284,13 @@ class _Stage:
         self._append_log({"step": self.state.step, "epoch": epoch, **values})
         self.accelerator.log(values, step=self.state.step)
         return values
+
+    def _trim_log(self, step: int) -> None:
+        """Takes out what was logged after the checkpoint that the stage goes on from."""
+        path = self.context.folder / LOG
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if step and path.is_file() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line).get("step", 0) <= step]
+        write_text(path, "".join(kept))
 
     def _append_log(self, record: dict[str, Any]) -> None:
         with (self.context.folder / LOG).open("a", encoding="utf-8") as file:
