@@ -67,7 +67,7 @@ def to_flac(recording: Wave, sample_rate: int) -> bytes:
     Returns:
         A FLAC file, 16 bits per sample, one channel.
     """
-    import soundfile  # type: ignore[import-untyped]
+    import soundfile
 
     buffer = io.BytesIO()
     whole = np.rint(recording * np.float32(32767.0)).astype(np.int16)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
-import soundfile  # type: ignore[import-untyped]
+import soundfile
 from geobind_plugin_synthetic_earth import geobind_register_sources
 from geobind_plugin_synthetic_earth.scene import COVERS
 from geobind_plugin_synthetic_earth.source import SyntheticEarth, SyntheticEarthConfig
@@ -32,7 +32,7 @@ def quiet(done: int, total: int, text: str) -> None:
 
 
 def cells(observations: Observations, column: str) -> list[Any]:
-    return observations.table[column].to_pylist()
+    return list(observations.table[column].to_pylist())
 
 
 def digests(folder: Path) -> dict[str, str]:
