@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from geobind_core.errors import EXIT_FAILURE, EXIT_INTERRUPTED, GeoBindError
 
@@ -17,12 +18,26 @@ if TYPE_CHECKING:
 
     from geobind_core.plugins.manager import PluginManager
 
+
+class _Verbs(TyperGroup):
+    """The verbs. Typer has its own view of Ctrl-C, from release to release another."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted; run the same command again to go on\n")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
 app = typer.Typer(
     name="geobind",
+    cls=_Verbs,
     help="Bind many modalities into one embedding space through satellite images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: importing what draws the boxes takes twice as long as all the rest
 )
 
 ChainFile = Annotated[Path, typer.Argument(metavar="CHAIN", help="The chain: a YAML file.")]
@@ -47,7 +62,7 @@ def run(
     disable_plugin: Disabled = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a chain: stages that are done are skipped, interrupted ones go on, the space is measured."""
+    """Run a chain. Stages that are done are skipped, interrupted ones go on, the space is measured."""
     from geobind_core.chain.execute import run_chain
     from geobind_core.chain.plan import make_plan
     from geobind_core.chain.resolve import load_chain
@@ -87,7 +102,7 @@ def run(
 def init(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("stages.yaml"),
 ) -> None:
-    """Write the default chain: a small synthetic Earth, on a CPU, in minutes."""
+    """Write the default chain. It is a small synthetic Earth, on a CPU, in minutes."""
     from geobind_core.config.default import write_default
 
     write_default(path)
@@ -96,7 +111,7 @@ def init(
 
 @app.command()
 def validate(chain: ChainFile, assignments: Assignments = None, disable_plugin: Disabled = None) -> None:
-    """Check a chain file and show everything that is wrong with it."""
+    """Check a chain file. Everything that is wrong with it is shown."""
     from geobind_core.chain.resolve import load_chain
 
     loaded = load_chain(chain, _plugins(disable_plugin), assignments or [])
@@ -105,7 +120,7 @@ def validate(chain: ChainFile, assignments: Assignments = None, disable_plugin: 
 
 @app.command()
 def schema(disable_plugin: Disabled = None) -> None:
-    """Print the JSON Schema of chain files, with the settings of all installed plugins."""
+    """Print the JSON Schema of chain files. It has the settings of all installed plugins."""
     from geobind_core.chain.schema import chain_schema
 
     _print_json(chain_schema(_plugins(disable_plugin)))
@@ -113,7 +128,7 @@ def schema(disable_plugin: Disabled = None) -> None:
 
 @app.command()
 def plugins(disable_plugin: Disabled = None, as_json: AsJson = False) -> None:
-    """List the installed plugins, what they provide, and what is wrong with them."""
+    """List the installed plugins. Shows what they provide, and what is wrong with them."""
     from geobind_core.display import plugin_rows, plugin_table
 
     manager = _plugins(disable_plugin)
@@ -128,7 +143,7 @@ def evaluate(
     disable_plugin: Disabled = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the space of a run again and write metrics.json and report.html."""
+    """Measure a run's space again. Writes metrics.json and report.html."""
     from geobind_core.chain.datasets import DataSets
     from geobind_core.chain.measure import measure
     from geobind_core.chain.resolve import load_chain
@@ -170,8 +185,9 @@ def _plugins(disabled: list[str] | None) -> PluginManager:
 def _print(renderable: RenderableType) -> None:
     from rich.console import Console
 
-    # A table that is piped into a file is not cut to the width of a terminal that is not there.
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(renderable)
+    # A table that is piped into a file is not cut to the width of a terminal that is not there. What
+    # plugins and files say is no markup: a path in square brackets is not the end of some style.
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False, emoji=False).print(renderable)
 
 
 def _print_json(value: Any) -> None:
@@ -185,13 +201,15 @@ def _say(text: str) -> None:
 def main() -> None:
     """Runs the command line and exits: 0 done, 2 the input is at fault, 130 interrupted, else 1."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except GeoBindError as error:
-        sys.stderr.write(f"error: {error}\n")
+        # Messages quote files; a file that is not what it should be may hold what upsets a terminal.
+        printable = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(error))
+        sys.stderr.write(f"error: {printable}\n")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; run the same command again to go on\n")
-        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILURE)

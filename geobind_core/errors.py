@@ -111,7 +111,7 @@ class CombinedError(InputError):
 
 
 def raise_all(errors: Sequence[GeoBindError]) -> None:
-    """Raises nothing, the one error, or an `CombinedError` of all."""
+    """Raises nothing, the one error, or a `CombinedError` of all."""
     if len(errors) == 1:
         raise errors[0]
     if errors:

@@ -14,8 +14,12 @@ from typing import Any
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole: a reader sees the old content or the new, never half."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:  # a full disk, an interruption: nothing half-written is left behind
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -36,6 +40,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Yields a new folder beside `path` that takes its place when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.tmp")
     previous = path.with_name(f".{path.name}.old")
+    recover_folder(path)  # or else the next line would remove the only whole one
     for leftover in (temporary, previous):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)

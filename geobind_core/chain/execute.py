@@ -78,12 +78,13 @@ def _run_stages(chain: Chain, run: RunFolder, reporter: Reporter, plans: Sequenc
         return
 
     reporter.say("preparing: data, networks, weights")
-    from geobind_core.chain.encoders import Encoders
-
     datasets = DataSets(chain, reporter)
     for plan in pending:
         if plan.stage.config.data is not None:
             datasets.require_rows(plan.stage.config.data, "train", [*plan.stage.trains(), *plan.stage.uses()])
+    # Only now, for it imports torch: what is wrong with the data is said at once.
+    from geobind_core.chain.encoders import Encoders
+
     done = [plan for plan in plans if plan.action == "done"]
     embed_dim = None
     if done:

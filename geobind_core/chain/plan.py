@@ -19,7 +19,7 @@ from geobind_core.training import checkpoint
 Action = Literal["done", "continue", "run", "later"]
 
 # Settings of a stage that leave its result as it is.
-_WITHOUT_EFFECT = frozenset({"name", "checkpoint", "max_bad_samples"})
+_WITHOUT_EFFECT = frozenset({"name", "micro_batch_size", "checkpoint", "max_bad_samples"})
 _SHOWN_CHANGES = 3
 
 
@@ -79,6 +79,9 @@ def make_plan(chain: Chain, run: RunFolder, until: str | None = None) -> list[St
         raise ConfigError(f"no stage '{until}'. {suggest(until, names)}", place="--until")
     identities: dict[str, Any] = {}
     contents: dict[str, str | None] = {}
+    trained_by: dict[str, str] = {}
+    retrained: set[str] = set()
+    outputs: dict[str, str] = {}
     plans: list[StagePlan] = []
     past_end = False
     for number, stage in enumerate(chain.stages, start=1):
@@ -87,17 +90,30 @@ def make_plan(chain: Chain, run: RunFolder, until: str | None = None) -> list[St
         first_used = [m for m in used if m not in identities]
         for modality in first_used:
             identities[modality] = _initial_identity(chain, modality, identities)
-        stored = read_json(run.find_stage(name) / "stage.json") or {}
+        record = read_json(run.find_stage(name) / "stage.json")
+        stored = record if isinstance(record, dict) else {}
         inputs = _inputs(chain, stage, identities, contents, stored.get("inputs", {}))
         fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         provides = tuple(dict.fromkeys([*stage.trains(), *first_used]))
         action, why = _action(run, name, stored, inputs, fingerprint, provides)
+        # A stage whose weights are lost is repeated with the same inputs. On an accelerator the new weights
+        # differ in their last bits, and what was aligned to the old ones would be aligned to nothing.
+        hashes = stored.get("outputs", {})
+        moved = [m for m in used if m in retrained]
+        moved += [m for m in stage.uses() if m in outputs and hashes.get(m, outputs[m]) != outputs[m]]
+        if moved and action in ("done", "continue"):
+            action, why = "run", f"'{moved[0]}' is retrained by stage '{trained_by[moved[0]]}'"
         if past_end and action != "done":
             action, why = "later", f"comes after --until {until}"
         past_end = past_end or name == until
         plans.append(StagePlan(number, stage, inputs, fingerprint, action, why, tuple(first_used)))
         for modality in stage.trains():
             identities[modality] = {"stage": name, "fingerprint": fingerprint}
+            trained_by[modality] = name
+            if action != "done":
+                retrained.add(modality)
+            elif modality in hashes:
+                outputs[modality] = hashes[modality]
     return plans
 
 
@@ -105,7 +121,11 @@ def _initial_identity(chain: Chain, modality: str, identities: Mapping[str, Any]
     start = chain.modalities[modality].modality.config.init_from
     if start is None:
         return {"initial": True}
-    return {"init_from": start, "weights": identities.get(start) or _initial_identity(chain, start, identities)}
+    return {
+        "init_from": start,
+        "config": chain.modalities[start].modality.config.model_dump(mode="json"),
+        "weights": identities.get(start) or _initial_identity(chain, start, identities),
+    }
 
 
 def _inputs(
@@ -183,6 +203,9 @@ def _changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
     elif isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             yield from _changes(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and isinstance(new[0], dict):
+        for i, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from _changes(before, after, f"{path}[{i}]")
     else:
         yield f"{path.removeprefix('stage.')}: {_short(old)} -> {_short(new)}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,7 +56,7 @@ class Resolver:
         # not hide what is wrong elsewhere.
         modalities = {name: m for name, raw in self._section("modalities") if (m := self._modality(name, raw))}
         sources = {name: s for name, raw in self._section("data") if (s := self._source(name, raw))}
-        names = [name for name, _ in self._section("modalities")]
+        names = self._names("modalities")
         self._check_references(names, modalities)
         stages = self._stages(names, sources, modalities)
         self.raise_problems()
@@ -98,21 +98,25 @@ class Resolver:
         """Raises what was found, in the order of the file."""
         errors: dict[tuple[int, str], GeoBindError] = {}
         for problem in self.problems:
-            place = self.document.locate(problem.path)
+            place = self.document.locate(problem.path, problem.line)
             line = problem.line or self.document.line(problem.path)
-            if problem.line is not None:
-                place = f"{self.document.path}:{problem.line}"
             error = ConfigError(problem.message, place=place, hint=problem.hint)
             errors.setdefault((line, str(error)), error)
         raise_all([errors[key] for key in sorted(errors)])
 
     # ------------------------------------------------------------------ sections
 
-    def _section(self, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    def _section(self, name: str) -> list[tuple[str, dict[str, Any]]]:
+        """Returns the entries of a section that can be looked into."""
         section = self.document.data.get(name)
         if not isinstance(section, dict):
             return []
         return [(k, v if isinstance(v, dict) else {}) for k, v in section.items() if isinstance(v, dict | None)]
+
+    def _names(self, name: str) -> list[str]:
+        """Returns the names in a section, be their settings as wrong as they may."""
+        section = self.document.data.get(name)
+        return list(section) if isinstance(section, dict) else []
 
     def _modality(self, name: str, raw: Mapping[str, Any]) -> ChainModality | None:
         path = ("modalities", name)
@@ -120,15 +124,25 @@ class Resolver:
         if provided is None:
             return None
         pretrained = raw.get("pretrained")
-        if isinstance(pretrained, str) and (local := self.base / Path(pretrained).expanduser()).exists():
-            raw = {**raw, "pretrained": str(local)}  # a path, relative to the chain file like all others
+        if isinstance(pretrained, str) and (local := self._local(pretrained)) is not None:
+            raw = {**raw, "pretrained": str(local)}
         config = self.validate(provided.cls.Config, raw, path)
         return None if config is None else ChainModality(provided.cls(config), provided)
+
+    def _local(self, pretrained: str) -> Path | None:
+        """Returns the file or folder of weights, relative to the chain file like all others, if it is one."""
+        try:
+            local = self.base / Path(pretrained).expanduser()
+            return local if pretrained and local.exists() else None
+        except (OSError, RuntimeError):  # longer than a file name may be, or `~somebody` unknown here
+            return None
 
     def _source(self, name: str, raw: Mapping[str, Any]) -> Source[Any] | None:
         path = ("data", name)
         if "source" not in raw:
-            self.problem(path, "'source' is required: the registered name of a kind of data set.")
+            self.plugins.load_all()
+            known = suggest("", self.plugins.registry.names("source"))
+            self.problem((*path, "source"), f"'source' is required: the registered name of a kind of data set. {known}")
             return None
         provided = self.find("source", raw["source"], (*path, "source"))
         if provided is None:
@@ -149,15 +163,16 @@ class Resolver:
             if other is not None and other not in names:
                 self.problem(path, f"no modality '{other}'. {suggest(other, names)}")
             elif other is not None and name in _ancestors(name, modalities):
-                self.problem(path, f"'{name}' starts from itself, by way of '{other}'.")
+                by_way_of = "" if other == name else f", by way of '{other}'"
+                self.problem(path, f"'{name}' starts from itself{by_way_of}.")
         for name, raw in self._section("data"):
-            for modality in raw["fields"] if isinstance(raw.get("fields"), dict) else ():
-                if modality not in names:
-                    self.problem(
-                        ("data", name, "fields", modality), f"no modality '{modality}'. {suggest(modality, names)}"
-                    )
+            for key in ("fields", "labels"):
+                for modality in raw[key] if isinstance(raw.get(key), dict) else ():
+                    if modality not in names:
+                        where = ("data", name, key, modality)
+                        self.problem(where, f"no modality '{modality}'. {suggest(modality, names)}")
         evaluate = self.document.data.get("evaluate")
-        sources = [name for name, _ in self._section("data")]
+        sources = self._names("data")
         listed = evaluate.get("data") if isinstance(evaluate, dict) else None
         for i, name in enumerate(listed if isinstance(listed, list) else ()):
             if name not in sources:
@@ -185,15 +200,14 @@ class Resolver:
                     (*path, "name"), f"stage '{config.name}' is given twice; the first is stages[{seen[config.name]}]."
                 )
             seen[config.name] = i
-            if config.data is not None and config.data not in dict(self._section("data")):
-                self.problem(
-                    (*path, "data"), f"no data set '{config.data}'. {suggest(config.data, dict(self._section('data')))}"
-                )
+            data_sets = self._names("data")
+            if config.data is not None and config.data not in data_sets:
+                self.problem((*path, "data"), f"no data set '{config.data}'. {suggest(config.data, data_sets)}")
             binding = str(self.document.data.get("binding"))
             config = resolve_stage(self, config, path, binding, names, modalities)
             stage: StageKind[Any] = provided.cls(config)
             self._check_weights(stage, path, raw, trained, modalities)
-            self._check_fields(stage, path, sources)
+            self._check_fields(stage, path, names, sources)
             trained |= set(stage.trains())
             stages.append(stage)
         return stages
@@ -207,8 +221,7 @@ class Resolver:
         modalities: Mapping[str, ChainModality],
     ) -> None:
         for name in stage.uses():
-            known = modalities.get(name)
-            if known is not None and name not in trained and not has_weights(name, trained, modalities):
+            if not has_weights(name, trained, modalities):
                 self.problem(
                     (*path, "anchor") if "anchor" in raw else path,
                     f"anchor '{name}' has no weights: no earlier stage trains it, and it has no `pretrained`.",
@@ -216,13 +229,15 @@ class Resolver:
                     "`anchor: []` aligns several trained modalities with each other.",
                 )
 
-    def _check_fields(self, stage: StageKind[Any], path: PathInDocument, sources: Mapping[str, Source[Any]]) -> None:
+    def _check_fields(
+        self, stage: StageKind[Any], path: PathInDocument, names: Sequence[str], sources: Mapping[str, Source[Any]]
+    ) -> None:
         source = sources.get(stage.config.data or "")
         if source is None:
             return
         fields = {*(source.config.fields or ()), *source.default_fields}
-        for name in {*stage.trains(), *stage.uses()} if fields else ():
-            if name not in fields:
+        for name in dict.fromkeys([*stage.trains(), *stage.uses()]) if fields else ():
+            if name in names and name not in fields:
                 self.problem(
                     (*path, "data"),
                     f"data set '{stage.config.data}' has no field for '{name}'. {suggest(name, fields)}",
@@ -232,11 +247,11 @@ class Resolver:
 
 def has_weights(name: str, trained: set[str], modalities: Mapping[str, ChainModality]) -> bool:
     """Whether a modality has weights before it is trained: its own, or those of what it starts from."""
-    known = modalities.get(name)
-    if known is None or known.modality.config.pretrained is not None:
-        return known is not None
-    start = known.modality.config.init_from
-    return start is not None and (start in trained or (start != name and has_weights(start, trained, modalities)))
+    # What is not known has been reported already.
+    return any(
+        n in trained or n not in modalities or modalities[n].modality.config.pretrained is not None
+        for n in (name, *_ancestors(name, modalities))
+    )
 
 
 def _ancestors(name: str, modalities: Mapping[str, ChainModality]) -> list[str]:

@@ -48,14 +48,16 @@ class RunFolder:
         return self.path / "stages" / f"{number:02d}-{name}"
 
     def find_stage(self, name: str) -> Path:
-        """Returns the folder of a stage, whatever number it had when it ran."""
-        found = sorted(p for p in (self.path / "stages").glob(f"[0-9]*-{name}") if p.name.split("-", 1)[1] == name)
-        return found[0] if found else self.path / "stages" / f"00-{name}"
+        """Returns the folder of a stage, whatever number it had when it ran; one that is not there if it never did."""
+        # 00 is what was stored before the first stage, and no stage, whatever a stage is called.
+        numbered = (p for p in (self.path / "stages").glob(f"[0-9]*-{name}") if not p.name.startswith("00-"))
+        found = sorted(p for p in numbered if p.name.split("-", 1)[1] == name)
+        return found[0] if found else self.path / "stages" / name
 
     def claim_stage_folder(self, number: int, name: str) -> Path:
         """Returns a stage's folder, made or renamed to its present place in the chain."""
         wanted, found = self.stage_folder(number, name), self.find_stage(name)
-        if found.exists() and found != wanted:
+        if number > 0 and found.exists() and found != wanted:
             found.replace(wanted)
         wanted.mkdir(parents=True, exist_ok=True)
         return wanted
@@ -111,10 +113,11 @@ class RunFolder:
             RunFolderError: This is not a run folder.
         """
         record = read_json(self.path / "run.json")
-        if not isinstance(record, dict) or not self.chain.is_file():
+        chain_file = record.get("chain_file") if isinstance(record, dict) else None
+        if not isinstance(chain_file, str) or not self.chain.is_file():
             raise RunFolderError(
                 "no run here: chain.yaml or run.json is missing.",
                 place=str(self.path),
                 hint="Give the folder that `geobind run` wrote, such as runs/stages.",
             )
-        return Path(record["chain_file"]).parent
+        return Path(chain_file).parent

@@ -28,22 +28,28 @@ def resolve_stage(
     """Returns the settings with defaults filled in; what is wrong is noted with the resolver."""
     if not isinstance(config, AlignConfig):
         return config
-    for key in ("train", "anchor"):
-        for i, name in enumerate(getattr(config, key) or ()):
-            if name not in names:
-                written_as_list = isinstance(resolver.document.data["stages"][path[-1]].get(key), list)
-                where = (*path, key, i) if written_as_list else (*path, key)
-                resolver.problem(where, f"no modality '{name}'. {suggest(name, names)}")
+    for where, name in _named(config, path):
+        if name not in names:
+            resolver.problem(where, f"no modality '{name}'. {suggest(name, names)}")
     anchors = _anchors(config, binding)
     if not anchors and len(config.train) < 2:
+        reason = f"'{binding}' is the binding modality and " if config.anchor is None else ""
         resolver.problem(
-            (*path, "train"),
-            f"'{config.train[0]}' is the binding modality and there is no anchor to train it towards.",
+            (*path, "train" if config.anchor is None else "anchor"),
+            f"{reason}there is no anchor to train '{config.train[0]}' towards.",
             "Name one: anchor: ground_image",
         )
-    pairs = _pairs(resolver, config, anchors, path)
+    pairs = _pairs(resolver, config, anchors, path, names)
     _check_augmentations(resolver, config, anchors, path, modalities)
     return config.model_copy(update={"anchor": anchors, "pairs": pairs})
+
+
+def _named(config: AlignConfig, path: PathInDocument) -> list[tuple[PathInDocument, str]]:
+    """Returns every modality that a stage names, and where."""
+    named: list[tuple[PathInDocument, str]] = [((*path, "train", i), name) for i, name in enumerate(config.train)]
+    named += [((*path, "anchor", i), name) for i, name in enumerate(config.anchor or ())]
+    named += [((*path, "pairs", i), name) for i, pair in enumerate(config.pairs or ()) for name in pair.modalities]
+    return named
 
 
 def _anchors(config: AlignConfig, binding: str) -> list[str]:
@@ -55,7 +61,9 @@ def _anchors(config: AlignConfig, binding: str) -> list[str]:
     return [] if binding in config.train else [binding]
 
 
-def _pairs(resolver: Resolver, config: AlignConfig, anchors: Sequence[str], path: PathInDocument) -> list[PairConfig]:
+def _pairs(
+    resolver: Resolver, config: AlignConfig, anchors: Sequence[str], path: PathInDocument, names: Sequence[str]
+) -> list[PairConfig]:
     taking_part = [*config.train, *anchors]
     if config.pairs is None:
         edges = [(t, a) for t in config.train for a in anchors] or list(combinations(config.train, 2))
@@ -66,17 +74,21 @@ def _pairs(resolver: Resolver, config: AlignConfig, anchors: Sequence[str], path
     for i, pair in enumerate(pairs):
         where: PathInDocument = (*path, "pairs", i) if config.pairs is not None else path
         first, second = pair.modalities
-        for name in pair.modalities:
-            if name not in taking_part:
+        outside = [name for name in dict.fromkeys(pair.modalities) if name not in taking_part]
+        if not {first, second} <= set(names):
+            pass  # reported already; what follows from it is not worth a line
+        elif outside:
+            for name in outside:
                 resolver.problem(where, f"'{name}' is neither trained nor anchor here. {suggest(name, taking_part)}")
-        if first == second:
+        elif first == second:
             resolver.problem(where, f"'{first}' is paired with itself.")
         elif first not in config.train and second not in config.train:
             resolver.problem(where, f"neither '{first}' nor '{second}' is trained in this stage.")
         loss = _loss(resolver, config, pair, where, path)
         resolved.append(pair.model_copy(update={"loss": loss}))
-    for name in taking_part:
-        if not any(name in pair.modalities for pair in resolved) and resolved:
+    paired = {name for pair in pairs for name in pair.modalities}
+    for name in taking_part if paired and paired <= set(names) else ():
+        if name not in paired:
             resolver.problem((*path, "pairs"), f"'{name}' is in no pair of this stage.")
     return resolved
 
@@ -86,7 +98,10 @@ def _loss(
 ) -> dict[str, Any]:
     """Returns the complete settings of a pair's loss: the stage's, with the pair's own on top."""
     own = bool(pair.loss)
-    settings: dict[str, Any] = {"name": "infonce", **config.loss, **pair.loss}
+    inherited = {"name": "infonce", **config.loss}
+    if pair.loss.get("name", inherited["name"]) != inherited["name"]:
+        inherited = {}  # another loss knows nothing of these settings
+    settings: dict[str, Any] = {**inherited, **pair.loss}
     loss_path = (*where, "loss") if own else (*path, "loss")
     provided = resolver.find("loss", settings["name"], (*loss_path, "name"))
     validated = resolver.validate(provided.cls.Config, settings, loss_path) if provided else None

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]*$"
-"""Names become folders and parts of metric names, so they are kept plain."""
+from geobind_core.config.problems import NAME_PATTERN
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -16,14 +26,25 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-OneOrMore = Annotated[list[str], BeforeValidator(_as_list)]
+def _nothing_is_empty(value: Any) -> Any:
+    return {} if value is None else value
+
+
+_TEXT = {"type": "string"}
+OneOrMore = Annotated[
+    list[str],
+    BeforeValidator(_as_list),
+    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}),
+]
+PluginSettings = Annotated[dict[str, Any], BeforeValidator(_nothing_is_empty)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Steps = Literal["step", "epoch"]
 
 
 class StrictModel(BaseModel):
     """Base of all settings: unknown keys are errors, and settings do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class AdamW(StrictModel):
@@ -31,7 +52,7 @@ class AdamW(StrictModel):
 
     name: Literal["adamw"] = "adamw"
     lr: float = Field(5e-5, gt=0, description="Learning rate at its highest.")
-    betas: tuple[float, float] = Field((0.9, 0.98), description="beta1, beta2.")
+    betas: tuple[Share, Share] = Field((0.9, 0.98), description="beta1, beta2.")
     eps: float = Field(1e-6, gt=0, description="Added to the denominator.")
     weight_decay: float = Field(0.2, ge=0, description="Decoupled weight decay.")
     clip_norm: float | None = Field(None, gt=0, description="Largest norm of the whole gradient.")
@@ -77,6 +98,11 @@ class PairConfig(StrictModel):
     def _short_form(cls, value: Any) -> Any:
         return {"modalities": value} if isinstance(value, list | tuple) else value
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        long_form = handler.resolve_ref_schema(handler(core))
+        return {"anyOf": [long_form["properties"]["modalities"], dict(long_form)], "title": cls.__name__}
+
 
 class CheckpointConfig(StrictModel):
     """When the state of an unfinished stage is written."""
@@ -93,6 +119,10 @@ class StageConfig(StrictModel):
     data: str | None = Field(None, description="The data set, one of `data`.")
 
 
+def _twice(names: Sequence[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})
+
+
 class AlignConfig(StageConfig):
     """A stage that trains encoders towards frozen ones."""
 
@@ -104,7 +134,9 @@ class AlignConfig(StageConfig):
     pairs: list[PairConfig] | None = Field(
         None, description="Edges, as [first, second]; default: each trained with each anchor.", min_length=1
     )
-    loss: dict[str, Any] = Field(default_factory=dict, description="A loss and its settings.")
+    loss: dict[str, Any] = Field(
+        default_factory=dict, description="A loss and its settings, such as {name: infonce, direction: both}."
+    )
     batch_size: int = Field(256, ge=2, description="The pool of negatives, over all devices.")
     micro_batch_size: int | None = Field(
         None, ge=1, description="Rows that go through the networks at a time; does not change the loss."
@@ -125,6 +157,9 @@ class AlignConfig(StageConfig):
         both = sorted(set(self.train) & set(self.anchor or []))
         if both:
             raise ValueError(f"{', '.join(both)} cannot be both trained and anchor")
+        for key, names in (("train", self.train), ("anchor", self.anchor or [])):
+            if twice := _twice(names):
+                raise ValueError(f"{key} names {', '.join(twice)} twice")
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}")
         return self
@@ -172,7 +207,7 @@ class ChainConfig(RunConfig):
     name: Name | None = Field(None, description="Name of the run folder; default: the file's name.")
     binding: str = Field(description="The modality that stages align to when they name no anchor.")
     embed_dim: int | None = Field(None, ge=1, description="Dimension of the space; default: that of the first anchor.")
-    modalities: dict[Name, dict[str, Any]] = Field(description="Modality -> settings of its plugin.", min_length=1)
-    data: dict[Name, dict[str, Any]] = Field(description="Data set -> its source and settings.", min_length=1)
+    modalities: dict[Name, PluginSettings] = Field(description="Modality -> settings of its plugin.", min_length=1)
+    data: dict[Name, PluginSettings] = Field(description="Data set -> its source and settings.", min_length=1)
     stages: list[dict[str, Any]] = Field(description="The chain, in order.", min_length=1)
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
-from geobind_core.config.document import Document, PathInDocument
+from geobind_core.config.document import Document, PathInDocument, parse_value
 from geobind_core.config.problems import suggest
 from geobind_core.errors import ConfigError
 
@@ -28,9 +26,9 @@ def apply(document: Document, assignment: str) -> None:
     if not equals or not steps:
         raise ConfigError("expected PATH=VALUE.", place=place, hint="For example: --set stages.audio.epochs=3")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the value is not valid YAML: {error}", place=place) from error
+        value = parse_value(text)
+    except ValueError as error:
+        raise ConfigError(f"the value is not valid YAML: {error}.", place=place) from error
     container: Any = document.data
     path: PathInDocument = ()
     for number, step in enumerate(steps):
@@ -39,7 +37,11 @@ def apply(document: Document, assignment: str) -> None:
         if number == len(steps) - 1:
             container[key] = value
         elif isinstance(container, dict):
-            container = container.setdefault(key, {})
+            if container.get(key) is None:
+                # What is made here is the assignment's doing, should it not belong here.
+                container[key] = {}
+                document.overrides[path] = assignment
+            container = container[key]
         else:
             container = container[key]
     document.overrides[path] = assignment
@@ -50,9 +52,9 @@ def _key(container: Any, step: str, place: str) -> str | int:
         return step
     if not isinstance(container, list):
         raise ConfigError(f"'{step}': there is a plain value here, not a mapping or list.", place=place)
-    if step.isdigit() and int(step) < len(container):
+    if step.isdecimal() and int(step) < len(container):
         return int(step)
-    names = {item["name"]: i for i, item in enumerate(container) if isinstance(item, dict) and "name" in item}
+    names = {str(item["name"]): i for i, item in enumerate(container) if isinstance(item, dict) and "name" in item}
     if step not in names:
-        raise ConfigError(f"no element '{step}'. {suggest(step, map(str, names))}", place=place)
+        raise ConfigError(f"no element '{step}'. {suggest(step, names)}", place=place)
     return names[step]

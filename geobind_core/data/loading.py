@@ -126,6 +126,8 @@ class _BatchDataset(Dataset[dict[str, Any]]):
             decoded = list(self._pool.map(reader.read, rows))
         else:
             decoded = [reader.read(row) for row in rows]
+        for row, sample in zip(rows, decoded, strict=True):
+            reader.keep(row, sample)
         return [reader.finish(d, row, request.epoch) for d, row in zip(decoded, rows, strict=True)]
 
 
@@ -152,6 +154,9 @@ def batches(
         pin_memory=pin_memory,
         prefetch_factor=_PREFETCH if workers else None,
         persistent_workers=False,
+        # A loader draws a seed for its workers when it starts. From the global stream, that draw would
+        # set a stage that goes on from a checkpoint apart from one that never stopped.
+        generator=torch.Generator(),
     )
 
 

@@ -38,15 +38,14 @@ class PairedData:
         self.place = f"data.{name}"
         self.root = observations.root
         self.fields: dict[str, tuple[str, ...]] = {
-            modality: (columns,) if isinstance(columns, str) else tuple(columns)
-            for modality, columns in fields.items()
+            modality: (columns,) if isinstance(columns, str) else tuple(columns) for modality, columns in fields.items()
         }
         self._table = observations.table
         self._key = observations.key
         self._labels = {**observations.labels, **((config and config.labels) or {})}
         self._check_columns(observations, split)
-        # One chunk per column makes looking up a cell a matter of microseconds.
-        self._columns = {c: self._one_chunk(c) for columns in self.fields.values() for c in columns}
+        # Left in their chunks: an array of bytes or strings cannot hold more than 2 GiB.
+        self._columns = {c: self._table[c] for columns in self.fields.values() for c in columns}
         self.keys = self._checked_keys()
         split_column = split.column if split is not None and split.by == "column" else None
         if split is None:
@@ -70,11 +69,18 @@ class PairedData:
         wanted += [(f"labels.{m}", c) for m, c in self._labels.items()]
         if split is not None and split.column is not None:
             wanted.append(("split.column", split.column))
+        own = {where: getattr(observations, where) for where in ("split", "longitude", "latitude")}
+        wanted += [(where, column) for where, column in own.items() if column is not None]
         present = observations.table.column_names
         for where, column in wanted:
             if column not in present:
                 raise DataError(
                     f"no column '{column}' in the table. {suggest(column, present)}", place=f"{self.place}.{where}"
+                )
+            if present.count(column) > 1:
+                raise DataError(
+                    f"{present.count(column)} columns of the table are called '{column}'.",
+                    place=f"{self.place}.{where}",
                 )
         if observations.table.num_rows == 0:
             raise DataError("the table has no rows.", place=self.place)
@@ -115,18 +121,25 @@ class PairedData:
         """
         values = tuple(self._columns[column][row].as_py() for column in self.fields[modality])
         if is_file:
-            values = tuple(self.root / v if isinstance(v, str) else v for v in values)
+            values = tuple(self._located(value) for value in values)
         return values[0] if len(values) == 1 else values
+
+    def _located(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.root / value
+        if isinstance(value, dict) and isinstance(value.get("path"), str):  # as Hugging Face writes files
+            return {**value, "path": str(self.root / value["path"])}
+        return value
 
     def rows(self, split: Split, modalities: Iterable[str]) -> Rows:
         """Returns the rows of a split that have something for each of these modalities, in order."""
         keep = self._splits == CODES[split]
         for column in {c for modality in modalities for c in self.fields[modality]}:
             array = self._columns[column]
-            filled = pc.is_valid(array)
+            filled = pc.invert(pc.is_null(array, nan_is_null=True))
             if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
                 filled = pc.and_(filled, pc.not_equal(pc.utf8_trim_whitespace(array), "").fill_null(False))
-            keep = keep & filled.to_numpy(zero_copy_only=False)
+            keep = keep & filled.to_numpy()
         return np.flatnonzero(keep).astype(np.int64)
 
     def column_has_values(self, modality: str) -> bool:

@@ -44,13 +44,17 @@ class BadSampleCount:
     found: dict[tuple[str, str], BadSample] = field(default_factory=dict)
 
     def add(self, samples: Sequence[BadSample]) -> list[BadSample]:
-        """Adds samples and returns those that are new.
+        """Adds samples and returns those that are new."""
+        new = {(s.key, s.modality): s for s in samples if (s.key, s.modality) not in self.found}
+        self.found.update(new)
+        return list(new.values())
+
+    def require_few(self) -> None:
+        """Makes sure that no more than the allowed share of rows is bad.
 
         Raises:
-            DataError: More than the allowed share of rows is bad.
+            DataError: More are.
         """
-        new = [s for s in samples if (s.key, s.modality) not in self.found]
-        self.found.update({(s.key, s.modality): s for s in new})
         bad_rows = len({key for key, _ in self.found})
         if bad_rows > self.allowed * self.rows:
             listed = list(self.found.values())
@@ -62,7 +66,6 @@ class BadSampleCount:
                 place=self.place,
                 hint="Mend the files, take their rows out, or raise max_bad_samples.",
             )
-        return new
 
 
 class SampleReader:
@@ -86,24 +89,26 @@ class SampleReader:
         self._decoded: dict[int, Any] = {}
 
     def keep_up_to(self, size: int) -> None:
-        """Keeps decoded samples in memory from now on, up to so many bytes."""
+        """Lets `keep` hold so many bytes of decoded samples in memory."""
         self._room = size
 
+    def keep(self, row: int, decoded: Any) -> None:
+        """Keeps what `read` returned, while there is room. For one thread, unlike `read`."""
+        size = size_in_memory(decoded)
+        if row not in self._decoded and size <= self._room:
+            self._room -= size
+            self._decoded[row] = decoded
+
     def read(self, row: int) -> Any:
-        """Returns the decoded sample of a row, or a `BadSample`."""
+        """Returns the decoded sample of a row, or a `BadSample`; any number of threads may read."""
         if row in self._decoded:
             return self._decoded[row]
         try:
             cell = self.data.cell(self.name, row, is_file=self.modality.reads_files)
-            sample = self.modality.read(cell)
+            return self.modality.read(cell)
         # Decoders raise what they like; whatever it is, it concerns this one file.
         except Exception as error:
-            sample = BadSample(self.data.key(row), self.name, describe(error))
-        size = size_in_memory(sample)
-        if size <= self._room:
-            self._room -= size
-            self._decoded[row] = sample
-        return sample
+            return BadSample(self.data.key(row), self.name, describe(error))
 
     def finish(self, decoded: Any, row: int, epoch: int) -> Any:
         """Turns what `read` returned into what `collate` takes, or a `BadSample`."""

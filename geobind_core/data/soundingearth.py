@@ -45,7 +45,7 @@ class SoundingEarth(Source[SoundingEarthConfig]):
     def observations(self) -> Observations:
         """Reads `metadata.csv`."""
         root = self.resolve(self.config.root)
-        table = read_table(root / "metadata.csv", strings=("key", "long_key", "mp3name"))
+        table = read_table(root / "metadata.csv", strings=("key", "long_key", "mp3name", "description"))
         for column in ("key", "longitude", "latitude"):
             if column not in table.column_names:
                 raise DataError(

@@ -44,7 +44,7 @@ class Table(Source[TableConfig]):
     def observations(self) -> Observations:
         """Reads the table."""
         path = self.resolve(self.config.path)
-        table = read_table(path)
+        table = read_table(path, strings=(self.config.key or "key",))
         key = self.config.key or ("key" if "key" in table.column_names else "row")
         if key == "row" and "row" not in table.column_names:
             table = table.append_column("row", pa.array([str(i) for i in range(table.num_rows)]))

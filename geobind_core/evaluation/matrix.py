@@ -74,6 +74,7 @@ def evaluate_data(
             )
         for sample in bad.add(embedded.bad):
             reporter.warn(f"left out of the evaluation: {sample}")
+        bad.require_few()
         embeddings[name] = dict(zip(embedded.rows.tolist(), embedded.embeddings, strict=True))
     readable = [row for row in rows.tolist() if all(row in found for found in embeddings.values())]
     if len(readable) < 2:

@@ -38,9 +38,12 @@ def retrieval_ranks(query: torch.Tensor, gallery: torch.Tensor, labels: Sequence
     ranks = torch.empty(count, dtype=torch.long)
     tile = max(1, _TILE_ELEMENTS // max(1, count))
     everyone = torch.arange(count, device=query.device)
+    wide = gallery.double().T
     for start in range(0, count, tile):
         rows = everyone[start : start + tile]
-        similarity = query[rows] @ gallery.T
+        # By way of float64: a product in float32 may give equal items sums that differ in their last
+        # bit, by where they lie in the matrix, and then they no longer tie.
+        similarity = (query[rows].double() @ wide).float()
         right = rows[:, None] == everyone[None, :]
         for codes in labels:
             own = codes.to(query.device)[rows]

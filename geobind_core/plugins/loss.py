@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from geobind_core.config.models import StrictModel
 
 if TYPE_CHECKING:
     import torch
@@ -16,10 +18,8 @@ ConfigT = TypeVar("ConfigT", bound="LossConfig")
 Direction = Literal["train_to_anchor", "anchor_to_train", "first_to_second", "second_to_first", "both"]
 
 
-class LogitScaleConfig(BaseModel):
+class LogitScaleConfig(StrictModel):
     """The factor in front of the similarities; temperature is its inverse."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     init_temperature: float = Field(0.07, gt=0, description="Temperature at the start; the scale is 1 / it.")
     learnable: bool = Field(True, description="Whether the scale is trained.")
@@ -27,10 +27,8 @@ class LogitScaleConfig(BaseModel):
     max: float = Field(100.0, gt=0, description="The scale is kept at or below this.")
 
 
-class LossConfig(BaseModel):
+class LossConfig(StrictModel):
     """The settings of a loss in a stage; subclass it to add your own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field("infonce", description="Registered name of the loss.")
     direction: Direction = Field(

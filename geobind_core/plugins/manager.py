@@ -16,10 +16,15 @@ import pluggy
 
 from geobind_core.errors import PluginError
 from geobind_core.plugins import hooks
+from geobind_core.plugins.loss import Loss
+from geobind_core.plugins.modality import Modality
 from geobind_core.plugins.registry import KINDS, REGISTER_HOOKS, Provided, Registry
+from geobind_core.plugins.source import Source
+from geobind_core.plugins.stage_kind import StageKind
 
 ENTRY_POINT_GROUP = "geobind"
 CORE = "geobind"
+_BASES: dict[str, type] = {"modality": Modality, "loss": Loss, "source": Source, "stage_kind": StageKind}
 
 
 @dataclass
@@ -74,8 +79,9 @@ class PluginManager:
     def _discover(self) -> list[PluginRecord]:
         records: dict[tuple[str, str], PluginRecord] = {}
         for point in entry_points(group=ENTRY_POINT_GROUP):
-            name = point.dist.name if point.dist else "unknown"
-            version = point.dist.version if point.dist else ""
+            # What is left of a distribution that was removed half has no name.
+            name = (point.dist.name if point.dist else None) or "unknown"
+            version = (point.dist.version if point.dist else None) or ""
             record = records.setdefault(
                 (name, point.value), PluginRecord(name, version, point.value, entry_point=point)
             )
@@ -97,8 +103,10 @@ class PluginManager:
             return
         started = time.perf_counter()
         try:
-            plugin = record.entry_point.load()
-            record.seconds = time.perf_counter() - started
+            try:
+                plugin = record.entry_point.load()
+            finally:
+                record.seconds = time.perf_counter() - started
             self._register(plugin, record)
             record.status = "loaded"
         except (Exception, SystemExit) as error:  # SystemExit: a module that calls sys.exit at import
@@ -113,21 +121,18 @@ class PluginManager:
     def _register(self, plugin: Any, record: PluginRecord) -> None:
         if self._pluggy.is_registered(plugin):
             return
+        _check_hooks(plugin)
+        provided = [
+            Provided(kind, _checked_name(kind, cls), cls, record.distribution, record.version)
+            for kind in KINDS
+            if hasattr(plugin, REGISTER_HOOKS[kind])
+            # Called by themselves and not through pluggy, so that one that raises breaks only its own plugin.
+            for cls in getattr(plugin, REGISTER_HOOKS[kind])()
+        ]
+        # Last, so that nothing remains of a plugin that is broken.
         self._pluggy.register(plugin, name=f"{record.distribution}:{record.value}")
-        for attribute in dir(plugin):
-            # pluggy accepts implementations without a specification; here that is a misspelled hook.
-            is_hook = hasattr(getattr(plugin, attribute), "geobind_impl")
-            if attribute.startswith("geobind_") and is_hook and not hasattr(hooks, attribute):
-                near = get_close_matches(attribute, [n for n in dir(hooks) if n.startswith("geobind_")], 1)
-                self._pluggy.unregister(plugin)
-                raise PluginError(f"no hook '{attribute}'" + (f"; did you mean '{near[0]}'?" if near else ""))
-        for kind in KINDS:
-            implementation = getattr(plugin, REGISTER_HOOKS[kind], None)
-            if implementation is None or not hasattr(implementation, "geobind_impl"):
-                continue
-            # Each implementation is called by itself, so that one that raises loses only its own.
-            for cls in implementation():
-                self.registry.add(Provided(kind, cls.name, cls, record.distribution, record.version))
+        for one in provided:
+            self.registry.add(one)
 
     # ------------------------------------------------------------------ look-up
 
@@ -194,8 +199,35 @@ class PluginManager:
             try:
                 accepted = {n: arguments[n] for n in implementation.argnames}
                 implementation.function(**accepted)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self.warnings.append(f"{implementation.plugin_name}: {hook}: {type(error).__name__}: {error}")
+
+
+def _check_hooks(plugin: Any) -> None:
+    """Raises PluginError where a hook is misspelled or not marked; pluggy would ignore it without a word."""
+    known = [name for name in dir(hooks) if name.startswith(f"{hooks.PROJECT}_")]
+    for attribute in dir(plugin):
+        is_hook = hasattr(getattr(plugin, attribute), f"{hooks.PROJECT}_impl")
+        if is_hook and attribute not in known:
+            near = get_close_matches(attribute, known, 1)
+            raise PluginError(f"no hook '{attribute}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+        if attribute in known and not is_hook:
+            raise PluginError(f"'{attribute}' is not decorated with @hookimpl")
+
+
+def _checked_name(kind: str, cls: Any) -> str:
+    """Returns the name of a registered class.
+
+    Raises:
+        PluginError: It is no subclass of what its kind consists of, or has no name.
+    """
+    base = _BASES[kind]
+    if not isinstance(cls, type) or not issubclass(cls, base):
+        raise PluginError(f"{REGISTER_HOOKS[kind]} returned {cls!r}; expected subclasses of {base.__name__}")
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str):
+        raise PluginError(f"{cls.__name__} has no `name`")
+    return name
 
 
 def _core_version() -> str:

@@ -6,10 +6,12 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from geobind_core.config.models import StrictModel
+from geobind_core.config.problems import suggest
 from geobind_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,13 +22,13 @@ if TYPE_CHECKING:
 ConfigT = TypeVar("ConfigT", bound="ModalityConfig")
 
 
-class ModalityConfig(BaseModel):
+class ModalityConfig(StrictModel):
     """The settings of a modality in `stages.yaml`; subclass it to add your own.
 
     Unknown keys are errors, so that a misspelled setting cannot be ignored silently.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=())
 
     plugin: str | None = Field(
         None, description="Registered name of the plugin's modality; defaults to the modality's own name."
@@ -37,9 +39,8 @@ class ModalityConfig(BaseModel):
     pretrained: str | None = Field(
         None, description="Weights to start from: a name known to the library, or a local file or folder."
     )
-    projection: str = Field(
+    projection: Literal["auto", "none", "linear"] = Field(
         "auto",
-        pattern="^(auto|none|linear)$",
         description="Linear head from the encoder's dimension to the space's: auto adds it where they differ.",
     )
 
@@ -139,8 +140,9 @@ class Modality(Generic[ConfigT]):
         """
         for step in augment:
             if step.name not in self.augmentations:
-                known = ", ".join(sorted(self.augmentations)) or "none"
-                raise ConfigError(f"no augmentation '{step.name}' for '{self.name}'. Available: {known}.")
+                raise ConfigError(
+                    f"no augmentation '{step.name}' for '{self.name}'. {suggest(step.name, self.augmentations)}"
+                )
         changed = copy.copy(self)
         changed.augment = tuple(augment)
         return changed

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from geobind_core.config.models import StrictModel
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,14 +22,12 @@ Progress = Callable[[int, int, str], None]
 """Called as `progress(done, total, text)` while something long is under way."""
 
 
-class SplitConfig(BaseModel):
+class SplitConfig(StrictModel):
     """How rows are divided into train, validation and test.
 
     `by: column` reads a column that holds these words; `by: hash` decides by a hash of the key, so
     that a row keeps its split whatever else the table holds; `by: none` puts every row into train.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     by: Literal["column", "hash", "none"] = Field("hash", description="What decides the split of a row.")
     column: str | None = Field(None, description="by: column: the column that names the split.")
@@ -44,10 +44,8 @@ class SplitConfig(BaseModel):
         return self
 
 
-class SourceConfig(BaseModel):
+class SourceConfig(StrictModel):
     """The settings of a data set in `stages.yaml`; subclass it to add your own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = Field(description="Registered name of the source.")
     fields: dict[str, str | list[str]] | None = Field(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from geobind_core.config.models import RunConfig, StageConfig
 from geobind_core.plugins.loss import Loss
 from geobind_core.plugins.modality import Modality
-from geobind_core.progress import Reporter
 
 if TYPE_CHECKING:
     from geobind_core.data.paired import PairedData
+    from geobind_core.progress import Reporter
     from geobind_core.space.encoder import SpaceEncoder
 
 ConfigT = TypeVar("ConfigT", bound=StageConfig)

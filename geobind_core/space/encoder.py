@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ class SpaceEncoder(nn.Module):
         self.raw_dim = raw_dim
         self.embed_dim = embed_dim
         self.projection = nn.Linear(raw_dim, embed_dim, bias=False) if projected else None
+        # A plugin may have fixed a part of its encoder; a stage that trains it leaves that part alone.
+        self._fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
     def forward(self, batch: Any) -> EncoderOutput:
         """Returns the embeddings `[B, D]`: float32 and of unit norm, also under autocast."""
@@ -42,6 +45,12 @@ class SpaceEncoder(nn.Module):
         self.eval()
         self.requires_grad_(False)
 
+    def unfreeze(self) -> None:
+        """Makes it ready to be trained, all but what the plugin itself has fixed."""
+        self.train()
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name not in self._fixed)
+
 
 def as_output(value: Any) -> EncoderOutput:
     """Returns what an encoder returned as an `EncoderOutput`."""
@@ -50,8 +59,13 @@ def as_output(value: Any) -> EncoderOutput:
 
 def content_hash(module: nn.Module) -> str:
     """Returns a hash of all parameters and buffers that are saved: names, types, shapes, values."""
+    return state_hash(module.state_dict())
+
+
+def state_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """Returns the same of a network's state, as a file has it."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         value = tensor.detach().to("cpu").contiguous()
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}:".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)

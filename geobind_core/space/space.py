@@ -12,12 +12,13 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from geobind_core.config.problems import suggest
-from geobind_core.errors import SpaceError
+from geobind_core.data.samples import describe
+from geobind_core.errors import DataError, SpaceError
 from geobind_core.files import link_or_copy, read_json, recover_folder, replacing_folder, write_json
 from geobind_core.plugins.manager import PluginManager
 from geobind_core.plugins.modality import Modality
 from geobind_core.space.embed import to_device
-from geobind_core.space.encoder import SpaceEncoder, content_hash
+from geobind_core.space.encoder import SpaceEncoder, state_hash
 from geobind_core.space.lineage import FORMAT, ModalityRecord, SpaceRecord
 
 WEIGHTS = "model.safetensors"
@@ -63,11 +64,11 @@ class Space:
         recover_folder(path)
         if not (path / RECORD).is_file() and (path / "space" / RECORD).is_file():
             path = path / "space"
-        raw = read_json(path / RECORD)
-        if raw is None:
+        if not (path / RECORD).is_file():
             raise SpaceError(
                 f"no {RECORD} here.", place=str(path), hint="`geobind run` writes a space to runs/<name>/space."
             )
+        raw = read_json(path / RECORD)
         if isinstance(raw, dict) and raw.get("format") != FORMAT:
             raise SpaceError(
                 f"the space has format {raw.get('format')}; this version reads format {FORMAT}.",
@@ -77,7 +78,7 @@ class Space:
         try:
             record = SpaceRecord.model_validate(raw)
         except ValidationError as error:
-            raise SpaceError(f"damaged: {error}", place=str(path / RECORD)) from error
+            raise SpaceError(f"the file is damaged: {error}", place=str(path / RECORD)) from error
         return cls(path, record, plugins or PluginManager(), torch.device(device))
 
     @property
@@ -114,17 +115,16 @@ class Space:
             SpaceError: No such modality.
             DataError: An item cannot be read.
         """
-        if isinstance(items, str | bytes):
+        if isinstance(items, str | bytes | Path | Mapping):
             raise TypeError("items must be a list of items; put a single one into a list")
         reader, encoder = self._load(modality)
         listed = list(items)
         parts = []
         with torch.inference_mode():
             for start in range(0, len(listed), batch_size):
-                # Nothing is drawn outside training; a fixed generator makes sure of it.
                 samples = [
-                    reader.transform(reader.read(item), train=False, rng=np.random.default_rng(0))
-                    for item in listed[start : start + batch_size]
+                    _sample(reader, item, f"{modality}, item {number}")
+                    for number, item in enumerate(listed[start : start + batch_size], start)
                 ]
                 parts.append(encoder(to_device(reader.collate(samples), self._device)).embedding)
         if not parts:
@@ -142,13 +142,13 @@ class Space:
         return unit(queries.float(), dim=-1) @ unit(gallery.float(), dim=-1).T
 
     def verify(self) -> None:
-        """Checks that every network's weights are those that the lineage names.
+        """Checks that the weights on the disk are those that the lineage names; builds no network.
 
         Raises:
             SpaceError: They are not.
         """
         for name in self.modalities:
-            found = content_hash(self.encoder(name))
+            found = state_hash(_read_weights(self.folder / name / WEIGHTS))
             expected = self.record.modalities[name].content_hash
             if found != expected:
                 raise SpaceError(
@@ -188,13 +188,34 @@ def load_encoder(modality: Modality[Any], record: ModalityRecord, embed_dim: int
     """
     encoder = SpaceEncoder(modality.build_encoder(), record.raw_dim, embed_dim, projected=record.projected)
     path = folder / WEIGHTS
+    weights = _read_weights(path)
     try:
-        encoder.load_state_dict(load_file(path))
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SpaceError(
+            f"the weights do not fit the network of '{modality.name}': {error}",
+            place=str(path),
+            hint=f"They were written by {record.distribution} {record.version}; is another version installed?",
+        ) from error
+    return encoder
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
     except FileNotFoundError as error:
         raise SpaceError("the weights are missing.", place=str(path)) from error
-    except Exception as error:  # safetensors' own errors derive from Exception; shapes are RuntimeError
-        raise SpaceError(f"the weights do not fit or are damaged: {error}", place=str(path)) from error
-    return encoder
+    except Exception as error:  # safetensors' own errors derive from nothing nearer
+        raise SpaceError(f"the weights are damaged: {error}", place=str(path)) from error
+
+
+def _sample(modality: Modality[Any], item: Any, place: str) -> Any:
+    # Nothing is drawn outside training; a fixed generator makes sure of it.
+    rng = np.random.default_rng(0)
+    try:
+        return modality.transform(modality.read(item), train=False, rng=rng)
+    except Exception as error:  # decoders raise what they like
+        raise DataError(f"cannot be read: {describe(error)}", place=place) from error
 
 
 def save_encoder(encoder: SpaceEncoder, record: ModalityRecord, folder: Path) -> None:
@@ -202,7 +223,8 @@ def save_encoder(encoder: SpaceEncoder, record: ModalityRecord, folder: Path) ->
     with replacing_folder(folder) as temporary:
         # Clones: safetensors refuses tensors that share memory.
         state = {k: v.detach().cpu().contiguous().clone() for k, v in encoder.state_dict().items()}
-        save_file(state, temporary / WEIGHTS, metadata={"format": "pt", "content_hash": record.content_hash})
+        # One entry only: safetensors writes several in any order, and the same weights are to make the same file.
+        save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
         write_json(temporary / CONFIG, record.model_dump(mode="json"))
 
 

@@ -64,5 +64,6 @@ def restore(accelerator: Accelerator, stage_folder: Path) -> None:
 
 
 def remove(stage_folder: Path) -> None:
-    """Removes the checkpoint of a stage, if there is one."""
-    shutil.rmtree(stage_folder / FOLDER, ignore_errors=True)
+    """Removes the checkpoint of a stage, if there is one, and what was left of one that was cut off."""
+    for folder in (stage_folder / FOLDER, *stage_folder.glob(f".{FOLDER}.*")):
+        shutil.rmtree(folder, ignore_errors=True)

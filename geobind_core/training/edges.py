@@ -53,17 +53,18 @@ class EdgeLosses(nn.Module):
         """
         total: torch.Tensor | None = None
         logs: dict[str, torch.Tensor] = {}
+        shared: dict[str, list[torch.Tensor]] = {}
         parts = zip(self.edges, self.losses, self.weights, self._labels, strict=True)
         for edge, loss, weight, labels in parts:
             first, second = outputs[edge.first], outputs[edge.second]
             result = loss(first, second, _same_label(labels, rows, first.embedding.device))
             total = result.value * weight if total is None else total + result.value * weight
             for name, value in result.logs.items():
-                logs[name] = logs.get(name, torch.zeros((), device=value.device)) + value / len(self.edges)
+                shared.setdefault(name, []).append(value)
                 if len(self.edges) > 1:
                     logs[f"{name}/{edge.first}_{edge.second}"] = value
         assert total is not None  # a stage has at least one edge
-        return total, logs
+        return total, {name: torch.stack(values).mean() for name, values in shared.items()} | logs
 
     def clamp_(self) -> None:
         """Brings whatever has bounds back between them, after a step of the optimizer."""

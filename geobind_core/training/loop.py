@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from torch import nn
 
 from geobind_core.config.models import AlignConfig, RunConfig
 from geobind_core.data.loading import TrainingBatches, batches, plan_workers
@@ -28,7 +30,7 @@ from geobind_core.space.encoder import content_hash
 from geobind_core.training import checkpoint
 from geobind_core.training.edges import Edge, EdgeLosses
 from geobind_core.training.optimizer import build_optimizer, build_scheduler
-from geobind_core.training.step import StageModel, gradients
+from geobind_core.training.step import StageModel, gradients, join, slices_of, spans_of
 
 _LOG_EVERY = 10
 LOG = "log.jsonl"
@@ -43,8 +45,12 @@ def train(config: AlignConfig, context: StageContext) -> StageResult:
     """
     assert context.data is not None
     accelerator = _accelerator(context.run, context.folder)
-    with _frozen(context, config.anchor or (), accelerator.device):
-        return _Stage(config, context, context.data, accelerator).run()
+    try:
+        with _frozen(context, config.anchor or (), accelerator.device):
+            return _Stage(config, context, context.data, accelerator).run()
+    finally:
+        accelerator.end_training()  # trackers write what they hold back, also of a stage that failed
+        accelerator.free_memory()
 
 
 @contextmanager
@@ -120,8 +126,8 @@ class _Stage:
 
         set_seed(self.seed)
         model = StageModel({name: self.context.encoders[name] for name in self.config.train})
-        model.train()
-        model.requires_grad_(True)
+        for name in self.config.train:
+            self.context.encoders[name].unfreeze()
         losses = EdgeLosses(self._edges(), self.data).to(self.accelerator.device)
         optimizer = build_optimizer([model, losses], self.config.optimizer)
         total = sampler.steps_per_epoch * self.config.epochs
@@ -141,11 +147,9 @@ class _Stage:
 
         loader = batches(readers, sampler, workers=workers, pin_memory=self.accelerator.device.type == "cuda")
         summary = self._steps(loader, wrapped, losses, optimizer, scheduler, anchors, total, sampler.steps_per_epoch)
-        self.accelerator.end_training()
         self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
         for name in self.config.train:
             self.context.encoders[name].cpu().freeze()
-        self.accelerator.free_memory()
         return StageResult({**summary, "rows": len(rows), "bad_samples": [str(b) for b in self.bad.found.values()]})
 
     # ------------------------------------------------------------------ setting up
@@ -180,7 +184,10 @@ class _Stage:
             position[embedded.rows] = torch.arange(len(embedded.rows))
             anchors[name] = _Anchor(embedded.embeddings, position)
         if len(rows) < 2:
-            raise DataError("no training row can be read.", place=f"stage {self.config.name}, data.{self.data.name}")
+            raise DataError(
+                f"{len(rows)} training rows can be read; expected at least 2.",
+                place=f"stage {self.config.name}, data.{self.data.name}",
+            )
         return anchors, rows
 
     # ------------------------------------------------------------------ the steps
@@ -198,8 +205,10 @@ class _Stage:
     ) -> dict[str, Any]:
         device = self.accelerator.device
         started = window = time.monotonic()
-        last_saved, before = started, self.state.seconds
+        last_saved, before, first = started, self.state.seconds, self.state.step
         samples = samples_in_window = 0
+        loss: torch.Tensor | None = None
+        logs: dict[str, torch.Tensor] = {}
         last: dict[str, float] = {}
         with self.context.reporter.task(f"  {self.config.name}", total, "steps", self.state.step) as task:
             for batch in loader:
@@ -208,7 +217,7 @@ class _Stage:
                 if len(rows) >= 2:  # a batch of one has nothing to tell apart
                     inputs = to_device(batch["inputs"], device)
                     outputs = {name: anchor.of(rows, device) for name, anchor in anchors.items()}
-                    outputs |= self._embed_live(inputs)
+                    outputs |= self._embed_live(inputs, len(rows))
                     loss, logs = gradients(
                         self.accelerator,
                         model,
@@ -219,15 +228,16 @@ class _Stage:
                         self.config.micro_batch_size,
                     )
                     if self.config.optimizer.clip_norm is not None:
-                        self.accelerator.clip_grad_norm_(model.parameters(), self.config.optimizer.clip_norm)
+                        everything = [*model.parameters(), *losses.parameters()]
+                        self.accelerator.clip_grad_norm_(everything, self.config.optimizer.clip_norm)
                     optimizer.step()
                     optimizer.zero_grad()
                     losses.clamp_()
+                    samples += len(rows)
+                    samples_in_window += len(rows)
                 scheduler.step()
                 self.state.step = batch["step"] + 1
-                samples += len(rows)
-                samples_in_window += len(rows)
-                if self.state.step % _LOG_EVERY == 0 or self.state.step == total:
+                if loss is not None and (self.state.step % _LOG_EVERY == 0 or self.state.step == total):
                     now = time.monotonic()
                     last = self._log(
                         loss,
@@ -240,9 +250,12 @@ class _Stage:
                     task.update(self.state.step, figures=_figures(last, batch["epoch"], self.config.epochs))
                 self.state.seconds = before + time.monotonic() - started
                 if self.state.step < total and self._checkpoint_is_due(last_saved):
-                    self._require_finite(loss)
+                    self._require_finite(loss, model, losses)
                     checkpoint.save(self.accelerator, self.context.folder, self.state)
                     last_saved = time.monotonic()
+        if samples == 0 and first == 0:
+            raise DataError("no batch has two readable rows; nothing was trained.", place=f"stage {self.config.name}")
+        self._require_finite(loss, model, losses)
         return {
             "steps": total,
             "epochs": self.config.epochs,
@@ -252,11 +265,13 @@ class _Stage:
             **{k: last[k] for k in ("loss", "logit_scale") if k in last},
         }
 
-    def _embed_live(self, inputs: Mapping[str, Any]) -> dict[str, EncoderOutput]:
-        if not self.live_anchors:
-            return {}
+    def _embed_live(self, inputs: Mapping[str, Any], count: int) -> dict[str, EncoderOutput]:
+        spans = spans_of(count, self.config.micro_batch_size)
         with torch.no_grad(), self.accelerator.autocast():
-            return {name: self.context.encoders[name](inputs[name]) for name in self.live_anchors}
+            return {
+                name: join([self.context.encoders[name](piece) for piece in slices_of(inputs[name], spans)])
+                for name in self.live_anchors
+            }
 
     def _checkpoint_is_due(self, last_saved: float) -> bool:
         due = self.config.checkpoint
@@ -275,6 +290,7 @@ class _Stage:
                     "reason": sample.reason,
                 }
             )
+        self.bad.require_few()  # when all of them are in the log
 
     def _log(
         self, loss: torch.Tensor, logs: Mapping[str, torch.Tensor], epoch: int, lr: float, rate: float
@@ -296,10 +312,15 @@ class _Stage:
         with (self.context.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
-    def _require_finite(self, loss: torch.Tensor) -> None:
-        if not torch.isfinite(loss):
+    def _require_finite(self, loss: torch.Tensor | None, *modules: nn.Module) -> None:
+        """Raises if the loss is not finite, or what it did to the weights: a loss can be, and its gradient not."""
+        found = "" if loss is None or torch.isfinite(loss) else f"the loss is {float(loss)} at"
+        broken = [n for m in modules for n, p in m.named_parameters() if not torch.isfinite(p).all()]
+        if broken:
+            found = found or f"{len(broken)} weights, such as {broken[0]}, are not finite after"
+        if found:
             raise TrainingError(
-                f"the loss is {float(loss)} at step {self.state.step}.",
+                f"{found} step {self.state.step}.",
                 place=f"stage {self.config.name}",
                 hint="The last checkpoint is intact. Try a lower optimizer.lr, optimizer.clip_norm: 1.0, "
                 "or mixed_precision: bf16 instead of fp16.",
@@ -308,6 +329,8 @@ class _Stage:
 
 def _accelerator(run: RunConfig, stage_folder: Path) -> Accelerator:
     logging_folder = stage_folder.parent.parent / "tensorboard"
+    # Accelerate keeps the precision for as long as the process lives; another chain may ask for another.
+    AcceleratorState._reset_state()
     try:
         accelerator = Accelerator(
             mixed_precision=run.mixed_precision,

@@ -17,7 +17,8 @@ ScheduleConfig = ConstantSchedule | CosineWarmRestarts | CosineWarmup
 
 def build_optimizer(modules: Iterable[nn.Module], config: AdamW) -> Optimizer:
     """Builds AdamW; vectors and scalars (biases, norms, the logit scale) get no weight decay."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    # Each once: modules may share parameters.
+    parameters = list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -41,7 +41,9 @@ def gradients(
     time, yet all rows are each other's negatives and the gradients are those of the whole batch:
     the batch is embedded without gradients, the loss is taken on the embeddings, and each slice is
     run again to carry the gradient of its embeddings into the weights (Gao et al. 2021, GradCache).
-    The random state is replayed, so that both runs of a slice drop the same units.
+    The random state is replayed, so that both runs of a slice drop the same units, and what a network
+    counts in its buffers is counted once. Batch normalisation sees a slice at a time; it alone makes
+    the result depend on the slices.
 
     Args:
         accelerator: Accelerate.
@@ -61,13 +63,17 @@ def gradients(
         accelerator.backward(loss)
         return loss.detach(), logs
 
-    spans = [slice(start, min(start + micro_batch_size, size)) for start in range(0, size, micro_batch_size)]
-    slices = [{name: _slice(batch, span) for name, batch in inputs.items()} for span in spans]
+    spans = spans_of(size, micro_batch_size)
+    cut = {name: slices_of(batch, spans) for name, batch in inputs.items()}
+    slices = [{name: pieces[i] for name, pieces in cut.items()} for i in range(len(spans))]
     states, parts = [], []
+    buffers = [buffer.clone() for buffer in model.buffers()]
     with torch.no_grad():
         for piece in slices:
             states.append(_random_state(accelerator.device))
             parts.append(model(piece))
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
     leaves = {name: _as_leaves([part[name] for part in parts]) for name in parts[0]}
     loss, logs = losses({**leaves, **anchors}, rows)
     accelerator.backward(loss)
@@ -79,9 +85,9 @@ def gradients(
         tensors, given = [], []
         for name, output in outputs.items():
             for field in _tensor_fields(output):
-                leaf = getattr(leaves[name], field)
-                if leaf.grad is not None:
-                    tensors.append(getattr(output, field))
+                tensor, leaf = getattr(output, field), getattr(leaves[name], field)
+                if tensor.requires_grad and leaf.grad is not None:
+                    tensors.append(tensor)
                     given.append(leaf.grad[span])
         # Not accelerator.backward: the gradients that are passed on carry the loss scale already.
         torch.autograd.backward(tensors, given)
@@ -89,10 +95,23 @@ def gradients(
     return loss.detach(), logs
 
 
-def _slice(batch: Any, span: slice) -> Any:
-    if find_batch_size(batch) is None:
+def spans_of(size: int, micro_batch_size: int | None) -> list[slice]:
+    """Returns the slices of a batch; the last may be smaller."""
+    step = micro_batch_size or size
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def slices_of(batch: Any, spans: Sequence[slice]) -> list[Any]:
+    """Cuts a batch, a tensor or a dictionary of tensors, into slices."""
+    if len(spans) == 1:
+        return [batch]
+    try:
+        rows = find_batch_size(batch)
+    except TypeError:  # it found something else first
+        rows = None
+    if rows is None:
         raise TypeError("collate must return tensors with B rows for micro-batches to be cut from")
-    return slice_tensors(batch, span)
+    return [slice_tensors(batch, span) for span in spans]
 
 
 def _tensor_fields(output: EncoderOutput) -> list[str]:
@@ -104,12 +123,17 @@ def _tensor_fields(output: EncoderOutput) -> list[str]:
     ]
 
 
-def _as_leaves(parts: list[EncoderOutput]) -> EncoderOutput:
+def join(parts: Sequence[EncoderOutput]) -> EncoderOutput:
+    """Puts the outputs of slices together again."""
     joined: dict[str, Any] = {
         f.name: None if getattr(parts[0], f.name) is None else torch.cat([getattr(p, f.name) for p in parts])
-        for f in fields(EncoderOutput)
+        for f in fields(parts[0])
     }
-    output = replace(parts[0], **joined)
+    return replace(parts[0], **joined)
+
+
+def _as_leaves(parts: Sequence[EncoderOutput]) -> EncoderOutput:
+    output = join(parts)
     for name in _tensor_fields(output):
         getattr(output, name).requires_grad_(True)
     return output

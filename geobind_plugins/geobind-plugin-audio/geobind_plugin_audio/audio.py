@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+_MOST_CHANNELS = 64  # more are the samples of an array [channels, N]
+
 
 class Audio(Modality[AudioConfig]):
     """Recordings through CLAP. A sample is a mono waveform; a batch `[B, samples]` float32.
@@ -41,7 +43,8 @@ class Audio(Modality[AudioConfig]):
     def read(self, cell: Any) -> torch.Tensor:
         """Decodes a path or bytes (MP3, FLAC, Ogg, WAV), or takes `(samples, sample_rate)`.
 
-        Samples may be `[N]` or `[N, channels]`. Channels are averaged.
+        Samples may be `[N]` or `[N, channels]`, in [-1, 1] or whole numbers as in a WAV file. Channels
+        are averaged.
         """
         import numpy as np
         import soundfile
@@ -53,17 +56,17 @@ class Audio(Modality[AudioConfig]):
         elif isinstance(cell, dict) and "bytes" in cell:
             cell = cell["bytes"] if cell["bytes"] is not None else cell["path"]
         if isinstance(cell, tuple):
-            samples, rate = np.asarray(cell[0], dtype=np.float32), int(cell[1])
+            samples, rate = _as_floats(np.asarray(cell[0])), int(cell[1])
         elif isinstance(cell, str | Path):
             samples, rate = soundfile.read(cell, dtype="float32")
         elif isinstance(cell, bytes | bytearray | memoryview):
             samples, rate = soundfile.read(BytesIO(cell), dtype="float32")
         else:
             raise DataError(f"expected a path, bytes or (samples, sample_rate), found {type(cell).__name__}.")
+        if samples.ndim not in (1, 2) or samples.size == 0 or (samples.ndim == 2 and samples.shape[1] > _MOST_CHANNELS):
+            raise DataError(f"expected samples [N] or [N, channels], found shape {samples.shape}.")
         if samples.ndim == 2:
             samples = samples.mean(axis=1)
-        if samples.ndim != 1 or len(samples) == 0:
-            raise DataError(f"expected samples [N] or [N, channels], found shape {samples.shape}.")
         if not np.isfinite(samples).all():
             raise DataError("the recording has samples that are not finite.")
         waveform = torch.from_numpy(np.ascontiguousarray(samples))
@@ -80,3 +83,14 @@ class Audio(Modality[AudioConfig]):
             return sample[start : start + wanted]
         repeated = sample.repeat(wanted // length)
         return torch.nn.functional.pad(repeated, (0, wanted - len(repeated)))
+
+
+def _as_floats(samples: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Returns samples in [-1, 1]; whole numbers are scaled as in a WAV file."""
+    import numpy as np
+
+    if samples.dtype == np.uint8:  # WAV has 8 bits without a sign, and silence at 128
+        return (samples.astype(np.float32) - 128) / 128
+    if np.issubdtype(samples.dtype, np.integer):
+        return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+    return samples.astype(np.float32)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,13 @@ import torch
 from torch import nn
 from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
 from transformers import ClapAudioConfig, ClapAudioModelWithProjection
+from transformers.utils import logging as transformers_logging
 
 from geobind_core import WeightsError, require_hub_files
 from geobind_plugin_audio.config import AudioConfig, FeatureConfig
 
 _OWN_MODELS = Path(__file__).parent / "models"
-_FEATURES_FILE = "preprocessor_config.json"
+_FEATURE_FILES = ("preprocessor_config.json", "processor_config.json")
 _FUSED_VIEWS = 4
 
 
@@ -75,18 +78,54 @@ def build(config: AudioConfig) -> ClapEncoder:
         WeightsError: They cannot be had, or are not CLAP's.
     """
     resolved = _resolve(config)
+    _check_length(config, resolved)
     if config.pretrained is None:
         clap = ClapAudioModelWithProjection(resolved.network)
     else:
-        try:
-            clap = ClapAudioModelWithProjection.from_pretrained(config.pretrained, config=resolved.network)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise WeightsError(
-                f"no CLAP weights can be loaded from '{config.pretrained}': {error}",
-                hint="Expected a repository or folder with config.json and model.safetensors, as "
-                "save_pretrained writes them.",
-            ) from error
+        clap = _loaded(config.pretrained, resolved.network)
     return ClapEncoder(clap, resolved.features, config.sample_rate)
+
+
+def _loaded(name: str, network: ClapAudioConfig) -> Any:
+    hint = "Expected a repository or folder with config.json and model.safetensors, as save_pretrained writes them."
+    with _quiet_transformers():
+        try:
+            loaded: Any = ClapAudioModelWithProjection.from_pretrained(name, config=network, output_loading_info=True)
+        except Exception as error:  # safetensors, pickle and the Hub each have their own
+            raise WeightsError(f"no CLAP weights can be loaded from '{name}': {error}", hint=hint) from error
+    clap, report = loaded
+    # transformers makes up what a file does not have, and only says so.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise WeightsError(f"'{name}' lacks {len(missing)} of CLAP's weights, such as {missing[0]}.", hint=hint)
+    return clap.float()  # half precision is the trainer's choice, not the file's
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keeps transformers from reporting that CLAP's text half goes unused, and from its bars."""
+    logging: Any = transformers_logging  # some of its functions have no types
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _check_length(config: AudioConfig, resolved: _Resolved) -> None:
+    """Makes sure that the network can take a spectrogram of the length that is asked for."""
+    samples, features, network = round(config.seconds * config.sample_rate), resolved.features, resolved.network
+    longest = network.spec_size * (network.spec_size // network.num_mel_bins) * features.hop_length
+    if not features.fft_window // 2 < samples < longest:
+        shortest, rate = features.fft_window // 2 + 1, config.sample_rate
+        raise WeightsError(
+            f"seconds: {config.seconds:g} does not fit the network, which hears {shortest / rate:.3g} to "
+            f"{(longest - 1) / rate:.4g} s at sample_rate: {rate}."
+        )
 
 
 def rebuilt(config: AudioConfig, encoder: nn.Module) -> AudioConfig:
@@ -123,7 +162,10 @@ def _network(fields: dict[str, Any]) -> ClapAudioConfig:
     unknown = sorted(set(fields) - set(known))
     if unknown:
         raise WeightsError(f"ClapAudioConfig has no field {', '.join(unknown)}.")
-    return ClapAudioConfig(**fields)
+    try:
+        return ClapAudioConfig(**fields)
+    except Exception as error:  # of another kind with each version of transformers
+        raise WeightsError(f"ClapAudioConfig refuses the model that is written out: {error}") from error
 
 
 def _published(name: str) -> tuple[ClapAudioConfig, FeatureConfig]:
@@ -132,8 +174,9 @@ def _published(name: str) -> tuple[ClapAudioConfig, FeatureConfig]:
         require_hub_files(name, ("config.json",))
         require_hub_files(name, ("model.safetensors", "pytorch_model.bin"))
     try:
-        network = ClapAudioConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        with _quiet_transformers():
+            network = ClapAudioConfig.from_pretrained(name)
+    except Exception as error:  # of another kind with each version of transformers
         raise WeightsError(
             f"no CLAP configuration can be loaded from '{name}': {error}",
             hint="Expected a repository or folder with config.json, as save_pretrained writes it.",
@@ -142,19 +185,15 @@ def _published(name: str) -> tuple[ClapAudioConfig, FeatureConfig]:
 
 
 def _published_features(name: str, *, local: bool) -> FeatureConfig:
-    if local:
-        path = Path(name) / _FEATURES_FILE
-    else:
-        import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            path = Path(huggingface_hub.hf_hub_download(name, _FEATURES_FILE))
-        except EntryNotFoundError:
-            return FeatureConfig()
-    if not path.is_file():
+    found = (_local_file(name, file) if local else _hub_file(name, file) for file in _FEATURE_FILES)
+    path = next((path for path in found if path is not None), None)
+    if path is None:
         return FeatureConfig()
-    published = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        published = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"the file is damaged: {error}", place=str(path)) from error
+    published = published.get("feature_extractor", published)  # as a processor has it
     names = {
         "fft_window": "fft_window_size",
         "hop_length": "hop_length",
@@ -162,3 +201,18 @@ def _published_features(name: str, *, local: bool) -> FeatureConfig:
         "max_hz": "frequency_max",
     }
     return FeatureConfig(**{own: published[theirs] for own, theirs in names.items() if theirs in published})
+
+
+def _local_file(folder: str, file: str) -> Path | None:
+    path = Path(folder) / file
+    return path if path.is_file() else None
+
+
+def _hub_file(repository: str, file: str) -> Path | None:
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, file))
+    except EntryNotFoundError:
+        return None

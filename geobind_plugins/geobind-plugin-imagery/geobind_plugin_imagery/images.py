@@ -51,10 +51,16 @@ class Image(Modality[ImageConfig]):
         return rebuilt(self.config, encoder)
 
     def read(self, cell: Any) -> torch.Tensor:
-        """Decodes a path, bytes, a PIL image, or an array `[H, W, 3]` of uint8."""
+        """Decodes a path, bytes, a PIL image, or an array `[H, W, 3]` of uint8.
+
+        Photos are turned upright as their EXIF data says; of 16 bits the upper 8 are kept, and of
+        pixels with transparency the colour.
+        """
         import numpy as np
         import torch
         from PIL import Image as Pillow
+
+        from geobind_plugin_imagery.pixels import to_rgb
 
         if isinstance(cell, dict) and "bytes" in cell:  # an image column as Hugging Face writes it
             cell = cell["bytes"] if cell["bytes"] is not None else cell["path"]
@@ -66,9 +72,9 @@ class Image(Modality[ImageConfig]):
             cell = BytesIO(cell)
         if isinstance(cell, str | Path | BytesIO):
             with Pillow.open(cell) as opened:
-                pixels = np.asarray(opened.convert("RGB"))
+                pixels = to_rgb(opened)
         elif isinstance(cell, Pillow.Image):
-            pixels = np.asarray(cell.convert("RGB"))
+            pixels = to_rgb(cell)
         else:
             raise DataError(f"expected a path, bytes, a PIL image or an array, found {type(cell).__name__}.")
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())

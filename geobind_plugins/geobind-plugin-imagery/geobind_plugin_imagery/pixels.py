@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image, ImageOps
 from torchvision.transforms.v2 import RandAugment
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.transforms.v2.functional import InterpolationMode
 
-from geobind_core import Augmentation
+from geobind_core import Augmentation, DataError
 
 _OPERATIONS, _MAGNITUDE = 2, 9  # as torchvision has them
 _LEAST_AREA = 0.9
+_LARGEST_16_BIT = 2**16 - 1
+
+
+def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Returns `[H, W, 3]` of an image of any mode, upright."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "I" or upright.mode.startswith("I;16"):
+        # Pillow would cut off all above 255.
+        values = np.asarray(upright).astype(np.int64)
+        if values.min() < 0 or values.max() > _LARGEST_16_BIT:
+            raise DataError("expected pixels of 8 or 16 bits, found values of 32 bits.")
+        return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+    if upright.mode == "F":
+        raise DataError("expected pixels of 8 or 16 bits, found floating-point values.")
+    return np.asarray(upright.convert("RGB"))
 
 
 def resize_and_crop(image: torch.Tensor, size: int) -> torch.Tensor:
@@ -49,7 +66,7 @@ def augment(image: torch.Tensor, step: Augmentation, rng: np.random.Generator) -
     operations, magnitude = _randaugment_arguments(step.arguments)
     # torchvision draws from torch's global generator; it is lent a seed of ours and given back.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**63)))
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))  # not that of an accelerator
         augmented: torch.Tensor = RandAugment(operations, magnitude)(image)
     return augmented
 

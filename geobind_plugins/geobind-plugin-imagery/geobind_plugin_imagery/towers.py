@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -71,8 +72,9 @@ class TextTower(nn.Module):
     def __init__(self, clip: Any, resolved: Resolved) -> None:
         super().__init__()
         # What encode_text does not use would be saved, hashed and weighed for nothing.
-        del clip.visual
-        del clip.logit_scale
+        for unused in ("visual", "logit_scale", "logit_bias", "text_decoder"):
+            if getattr(clip, unused, None) is not None:
+                delattr(clip, unused)
         self.clip = clip
         self.architecture = resolved.architecture
         self.embed_dim = int(resolved.architecture["embed_dim"])
@@ -150,7 +152,8 @@ def resolve(config: ClipConfig) -> Resolved:
     if pretrained.startswith(_HUB):
         repository = pretrained.removeprefix(_HUB)
         require_hub_files(repository, _WEIGHT_FILES)
-        return replace(found, weights=download_pretrained_from_hf(repository))
+        weights = _fetched(lambda: download_pretrained_from_hf(repository), repository)
+        return _with_pixels(replace(found, weights=weights), _hub_config(repository).get("preprocess_cfg", {}))
     tag = get_pretrained_cfg(config.model, pretrained) if isinstance(config.model, str) else None
     if not tag:
         tags = open_clip.list_pretrained_tags_by_model(config.model) if isinstance(config.model, str) else []
@@ -163,7 +166,8 @@ def resolve(config: ClipConfig) -> Resolved:
         files = [filename, filename.replace(".bin", ".safetensors").replace("pytorch_", "")] if filename else []
         require_hub_files(repository, [*files, *_WEIGHT_FILES])
     architecture = {**found.architecture, "quick_gelu": bool(tag.get("quick_gelu", False))}
-    return _with_pixels(replace(found, architecture=architecture, weights=download_pretrained(tag)), tag)
+    weights = _fetched(lambda: download_pretrained(tag), pretrained)
+    return _with_pixels(replace(found, architecture=architecture, weights=weights), tag)
 
 
 def _architecture(config: ClipConfig) -> dict[str, Any]:
@@ -175,6 +179,9 @@ def _architecture(config: ClipConfig) -> dict[str, Any]:
         architecture = _named_architecture(
             config.pretrained if (config.pretrained or "").startswith(_HUB) else config.model
         )
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in architecture]
+    if missing:
+        raise WeightsError(f"the model that is written out has no {', '.join(missing)}.")
     wanted = getattr(config, "image_size", None)
     if wanted:
         architecture["vision_cfg"] = {**architecture["vision_cfg"], "image_size": wanted}
@@ -186,7 +193,7 @@ def _named_architecture(name: str | None) -> dict[str, Any]:
     if own.is_file():
         return dict(json.loads(own.read_text(encoding="utf-8")))
     if name is not None and name.startswith(_HUB):
-        require_hub_files(name.removeprefix(_HUB), (_CONFIG_FILE,))
+        return dict(_hub_config(name.removeprefix(_HUB))["model_cfg"])
     architecture = open_clip.get_model_config(name)
     if architecture is None:
         from difflib import get_close_matches
@@ -198,6 +205,19 @@ def _named_architecture(name: str | None) -> dict[str, Any]:
             + (f" Did you mean {', '.join(near)}?" if near else " `open_clip.list_models()` lists them.")
         )
     return dict(architecture)
+
+
+def _hub_config(repository: str) -> dict[str, Any]:
+    require_hub_files(repository, (_CONFIG_FILE,))
+    path = _fetched(lambda: download_pretrained_from_hf(repository, _CONFIG_FILE), repository)
+    return _folder_config(Path(path).parent)
+
+
+def _fetched(download: Callable[[], str], name: str) -> str:
+    try:
+        return download()
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(f"'{name}' cannot be fetched: {error}") from error
 
 
 def _folder_config(folder: Path) -> dict[str, Any]:
@@ -237,7 +257,16 @@ def _build(resolved: Resolved, name: str) -> Any:
     if hugging_face_text:
         architecture["text_cfg"]["hf_model_pretrained"] = False
     custom = architecture.pop("custom_text", False) or hugging_face_text
-    model = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**architecture)
+    network = open_clip.CustomTextCLIP if custom else open_clip.CLIP
+    if "multimodal_cfg" in architecture:
+        network = open_clip.CoCa
+    try:
+        model = network(**architecture)
+    except Exception as error:  # open_clip asserts, and passes unknown settings on to whatever raises
+        raise WeightsError(
+            f"open_clip cannot build the network of '{name}': {type(error).__name__}: {error}",
+            hint="`model` must be a model configuration as open_clip's own files have it.",
+        ) from error
     if resolved.weights is not None:
         try:
             load_checkpoint(model, resolved.weights, weights_only=True)

@@ -1,0 +1,222 @@
+"""InfoNCE against open_clip's loss, and against the paper's formulas written out."""
+
+import math
+
+import pyarrow as pa
+import pytest
+import torch
+from open_clip.loss import ClipLoss
+from torch import nn
+
+from geobind_core.data.paired import PairedData
+from geobind_core.plugins.loss import LogitScaleConfig
+from geobind_core.plugins.modality import EncoderOutput
+from geobind_core.plugins.source import Observations
+from geobind_core.training.edges import Edge, EdgeLosses
+from geobind_core.training.infonce import LogitScale, info_nce
+from geobind_core.training.losses import InfoNCE, InfoNCEConfig
+
+
+def unit(count: int, dim: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return nn.functional.normalize(torch.randn(count, dim, generator=generator), dim=-1)
+
+
+def built(**settings: object) -> nn.Module:
+    return InfoNCE(InfoNCEConfig.model_validate(settings)).build()
+
+
+def with_gradients(module: nn.Module, first: torch.Tensor, second: torch.Tensor) -> list[torch.Tensor]:
+    """Returns a module's loss, and its gradients with respect to both sides and the log of the scale."""
+    a, b = first.clone().requires_grad_(), second.clone().requires_grad_()
+    loss = module(EncoderOutput(a), EncoderOutput(b)).value
+    return [loss.detach(), *torch.autograd.grad(loss, [a, b, module.logit_scale.log_logit_scale])]
+
+
+@pytest.mark.parametrize("count", [2, 7, 64])
+def test_symmetric_is_open_clips_loss(count: int) -> None:
+    first, second = unit(count, 16, 0), unit(count, 16, 1)
+    found = with_gradients(built(direction="both"), first, second)
+
+    a, b = first.clone().requires_grad_(), second.clone().requires_grad_()
+    log_scale = torch.tensor(math.log(1 / 0.07), requires_grad=True)
+    loss = ClipLoss()(a, b, log_scale.exp())
+    expected = [loss.detach(), *torch.autograd.grad(loss, [a, b, log_scale])]
+
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+def one_way_by_hand(query: torch.Tensor, gallery: torch.Tensor, scale: float) -> float:
+    """The paper's eq. 1: -1/B sum_i log(exp(q_i . g_i / tau) / sum_j exp(q_i . g_j / tau))."""
+    q, g = query.double().tolist(), gallery.double().tolist()
+    total = 0.0
+    for i in range(len(q)):
+        similarity = [sum(x * y for x, y in zip(q[i], g[j], strict=True)) for j in range(len(g))]
+        total -= math.log(math.exp(scale * similarity[i]) / sum(math.exp(scale * s) for s in similarity))
+    return total / len(q)
+
+
+@pytest.mark.parametrize("direction", ["first_to_second", "second_to_first"])
+def test_one_way_is_the_papers_first_equation(direction: str) -> None:
+    first, second = unit(9, 5, 2), unit(9, 5, 3)
+    found = with_gradients(built(direction=direction), first, second)[0]
+    query, gallery = (first, second) if direction == "first_to_second" else (second, first)
+    assert float(found) == pytest.approx(one_way_by_hand(query, gallery, 1 / 0.07), abs=1e-5)
+    other = one_way_by_hand(gallery, query, 1 / 0.07)
+    assert abs(float(found) - other) > 1e-3, "the example must tell the directions apart"
+
+
+def test_both_directions_are_averaged() -> None:
+    first, second = unit(9, 5, 2), unit(9, 5, 3)
+    both, there, back = (
+        with_gradients(built(direction=d), first, second)[0] for d in ("both", "first_to_second", "second_to_first")
+    )
+    torch.testing.assert_close(both, (there + back) / 2)
+
+
+def masked_by_hand(query: torch.Tensor, gallery: torch.Tensor, labels: list[int], treat_as: str, scale: float) -> float:
+    """InfoNCE with labels, -1 for none, term by term."""
+    logits = (scale * query.double() @ gallery.double().T).tolist()
+    total = 0.0
+    for i, row in enumerate(logits):
+        same = [j for j in range(len(row)) if j != i and labels[i] >= 0 and labels[i] == labels[j]]
+        if treat_as == "negative":
+            terms, right = list(range(len(row))), [i]
+        elif treat_as == "ignore":
+            terms, right = [j for j in range(len(row)) if j not in same], [i]
+        else:
+            terms, right = list(range(len(row))), [i, *same]
+        denominator = math.log(sum(math.exp(row[j]) for j in terms))
+        total -= sum(row[j] - denominator for j in right) / len(right)
+    return total / len(logits)
+
+
+@pytest.mark.parametrize("treat_as", ["negative", "ignore", "positive"])
+def test_labels(treat_as: str) -> None:
+    labels = [0, 1, 0, -1, 2, -1, 1, 0]
+    query, gallery = unit(8, 6, 4), unit(8, 6, 5)
+    codes = torch.tensor(labels)
+    same = (codes[:, None] == codes[None, :]) & (codes >= 0)[:, None]
+    found = info_nce(query, gallery, 10.0, same, treat_as)  # type: ignore[arg-type]
+    expected = masked_by_hand(query, gallery, labels, treat_as, 10.0)
+    assert float(found) == pytest.approx(expected, abs=1e-5)
+    if treat_as != "negative":
+        plain = masked_by_hand(query, gallery, labels, "negative", 10.0)
+        assert abs(expected - plain) > 1e-2, "the example must tell the treatments apart"
+
+
+@pytest.mark.parametrize("treat_as", ["negative", "ignore", "positive"])
+def test_labels_that_are_all_different_change_nothing(treat_as: str) -> None:
+    query, gallery = unit(8, 6, 4), unit(8, 6, 5)
+    nobody = torch.zeros(8, 8, dtype=torch.bool)
+    torch.testing.assert_close(
+        info_nce(query, gallery, 10.0, nobody, treat_as),  # type: ignore[arg-type]
+        info_nce(query, gallery, 10.0),
+    )
+
+
+def test_scale_starts_at_the_inverse_temperature_and_keeps_its_bounds() -> None:
+    scale = LogitScale(LogitScaleConfig(init_temperature=0.07, min=1.0, max=100.0))
+    assert scale().item() == pytest.approx(1 / 0.07, rel=1e-6)
+    for pushed_to, kept in ((9.0, 100.0), (-3.0, 1.0), (2.0, math.exp(2.0))):
+        with torch.no_grad():
+            scale.log_logit_scale.fill_(pushed_to)
+        scale.clamp_()
+        assert float(scale()) == pytest.approx(kept, rel=1e-6)
+
+
+def test_a_fixed_scale_is_not_trained() -> None:
+    module = built(logit_scale={"init_temperature": 0.2, "learnable": False})
+    assert not module.logit_scale.log_logit_scale.requires_grad
+    assert float(module.logit_scale()) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("treat_as", ["negative", "ignore", "positive"])
+def test_logits_are_float32_under_autocast(treat_as: str) -> None:
+    first, second = unit(64, 32, 6), unit(64, 32, 7)
+    codes = torch.arange(64) % 9
+    same = codes[:, None] == codes[None, :]
+    expected = info_nce(first, second, 100.0, same, treat_as)  # type: ignore[arg-type]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = info_nce(first, second, 100.0, same, treat_as)  # type: ignore[arg-type]
+        rounded = (100.0 * first @ second.T).float()
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+    # Had they been bfloat16, they would have been off by far more than float32 is.
+    assert (rounded - 100.0 * first @ second.T).abs().max() > 0.05
+
+
+# ---------------------------------------------------------------------- several edges
+
+
+def data_with_labels() -> PairedData:
+    table = pa.table({"key": list("abcdef"), "x": [1.0] * 6, "species": ["owl", None, "owl", "crow", None, "crow"]})
+    fields = dict.fromkeys(("one", "two", "three"), "x")
+    return PairedData("small", Observations(table, root=None, fields=fields, labels={"two": "species"}))  # type: ignore[arg-type]
+
+
+def edge(first: str, second: str, weight: float, **settings: object) -> Edge:
+    return Edge(first, second, InfoNCE(InfoNCEConfig.model_validate(settings)), weight)
+
+
+def test_edges_are_weighted_and_keep_their_own_direction_and_scale() -> None:
+    edges = [
+        edge("one", "two", 3.0, direction="first_to_second", logit_scale={"init_temperature": 0.1}),
+        edge("one", "three", 1.0, direction="second_to_first", logit_scale={"init_temperature": 0.5}),
+    ]
+    losses = EdgeLosses(edges, data_with_labels())
+    one, two, three = (EncoderOutput(unit(4, 5, seed)) for seed in (8, 9, 10))
+    total, logs = losses({"one": one, "two": two, "three": three}, torch.tensor([0, 1, 3, 4]))
+
+    expected = 0.75 * one_way_by_hand(one.embedding, two.embedding, 10.0)
+    expected += 0.25 * one_way_by_hand(three.embedding, one.embedding, 2.0)
+    assert float(total) == pytest.approx(expected, abs=1e-5)
+    assert float(logs["logit_scale/one_two"]) == pytest.approx(10.0, rel=1e-5)
+    assert float(logs["logit_scale/one_three"]) == pytest.approx(2.0, rel=1e-5)
+    assert float(logs["logit_scale"]) == pytest.approx(6.0, rel=1e-5)
+
+
+def test_edges_look_labels_up_by_row() -> None:
+    losses = EdgeLosses(
+        [edge("one", "two", 1.0, direction="first_to_second", same_label="positive")], data_with_labels()
+    )
+    one, two = EncoderOutput(unit(4, 5, 8)), EncoderOutput(unit(4, 5, 9))
+    rows = torch.tensor([5, 1, 3, 4])  # crow, none, crow, none: only the first and the third are the same
+    total, logs = losses({"one": one, "two": two}, rows)
+    expected = masked_by_hand(one.embedding, two.embedding, [7, -1, 7, -1], "positive", 1 / 0.07)
+    assert float(total) == pytest.approx(expected, abs=1e-5)
+    assert set(logs) == {"logit_scale"}
+
+
+def test_edges_clamp_every_scale() -> None:
+    losses = EdgeLosses([edge("one", "two", 1.0), edge("one", "three", 1.0)], data_with_labels())
+    with torch.no_grad():
+        for parameter in losses.parameters():
+            parameter.fill_(20.0)
+    losses.clamp_()
+    assert [float(p.exp()) for p in losses.parameters()] == pytest.approx([100.0, 100.0], rel=1e-6)
+
+
+class Constant(nn.Module):
+    """A loss with a log that InfoNCE has not."""
+
+    def forward(self, first: EncoderOutput, second: EncoderOutput, same_label: torch.Tensor | None) -> object:
+        from geobind_core.plugins.loss import LossOutput
+
+        return LossOutput(first.embedding.sum() * 0 + 2.0, {"margin": torch.tensor(8.0)})
+
+
+class ConstantLoss(InfoNCE):
+    def build(self) -> nn.Module:  # type: ignore[override]
+        return Constant()
+
+
+def test_a_log_that_one_edge_has_is_not_thinned_by_the_others() -> None:
+    edges = [edge("one", "two", 1.0), Edge("one", "three", ConstantLoss(InfoNCEConfig()), 1.0)]
+    outputs = {name: EncoderOutput(unit(3, 4, seed)) for name, seed in (("one", 1), ("two", 2), ("three", 3))}
+    total, logs = EdgeLosses(edges, data_with_labels())(outputs, torch.arange(3))
+    assert float(logs["margin"]) == 8.0
+    assert float(logs["logit_scale"]) == pytest.approx(1 / 0.07, rel=1e-5)
+    alone = float(built()(outputs["one"], outputs["two"]).value)
+    assert float(total) == pytest.approx((alone + 2.0) / 2, abs=1e-5)
