@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from geobind_core.chain.datasets import DataSets
-from geobind_core.chain.measure import measure
+from geobind_core.chain.measure import evaluated, measure
 from geobind_core.chain.model import Chain
 from geobind_core.chain.plan import StagePlan, make_plan
 from geobind_core.chain.run_folder import STAGE_FILE, RunFolder
@@ -82,6 +82,9 @@ def _run_stages(chain: Chain, run: RunFolder, reporter: Reporter, plans: Sequenc
     for plan in pending:
         if plan.stage.config.data is not None:
             datasets.require_rows(plan.stage.config.data, "train", [*plan.stage.trains(), *plan.stage.uses()])
+    bound = [*unused, *(name for plan in plans for name in plan.provides)]
+    for name, modalities in evaluated(chain, datasets, bound).items():
+        datasets.require_rows(name, chain.config.evaluate.split, modalities)  # not only after hours of training
     # Only now, for it imports torch: what is wrong with the data is said at once.
     from geobind_core.chain.encoders import Encoders
 
@@ -237,7 +240,12 @@ def _space_is_whole(chain: Chain, run: RunFolder, plans: Sequence[StagePlan], un
         return False
     record = read_json(run.space / "space.json") or {}
     wanted = {name: read_json(folder / "config.json") for name, folder in _weight_folders(run, plans, unused).items()}
-    return bool(record.get("modalities") == wanted and record.get("binding") == chain.config.binding)
+    found = record.get("modalities"), record.get("binding"), record.get("pairs")
+    return found == (wanted, chain.config.binding, _trained_pairs(plans))
+
+
+def _trained_pairs(plans: Sequence[StagePlan]) -> list[dict[str, Any]]:
+    return [{"modalities": list(pair), "stage": plan.name} for plan in plans for pair in plan.stage.pairs()]
 
 
 def _assemble(chain: Chain, run: RunFolder, plans: Sequence[StagePlan], unused: Sequence[str]) -> None:
@@ -247,4 +255,5 @@ def _assemble(chain: Chain, run: RunFolder, plans: Sequence[StagePlan], unused: 
     folders = _weight_folders(run, plans, unused)
     records = {n: ModalityRecord.model_validate(read_json(folder / CONFIG)) for n, folder in folders.items()}
     embed_dim = read_json(run.find_stage(plans[0].name) / STAGE_FILE)["embed_dim"]
-    assemble(run.space, SpaceRecord(embed_dim=embed_dim, binding=chain.config.binding, modalities=records), folders)
+    lineage = {"embed_dim": embed_dim, "binding": chain.config.binding, "pairs": _trained_pairs(plans)}
+    assemble(run.space, SpaceRecord.model_validate({**lineage, "modalities": records}), folders)

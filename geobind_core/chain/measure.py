@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from geobind_core.chain.datasets import DataSets
@@ -44,16 +45,10 @@ def measure(
 
     space = Space.load(run.space, device=PartialState().device, plugins=chain.plugins)
     pairs: dict[str, dict[str, Any]] = {}
-    for name in _names(chain):
-        data = datasets.open(name)
-        modalities = [m for m in space.modalities if m in data.fields and data.column_has_values(m)]
-        if len(modalities) < 2:
-            reporter.warn(f"data.{name} has fewer than two modalities of the space; it is not evaluated on")
-            continue
+    for name, modalities in evaluated(chain, datasets, space.modalities).items():
         datasets.require_rows(name, chain.config.evaluate.split, modalities)
-        found = evaluate_data(
-            space, data, modalities, chain.config.evaluate, chain.config.loader, reporter, chain.config.seed
-        )
+        data, config = datasets.open(name), chain.config
+        found = evaluate_data(space, data, modalities, config.evaluate, config.loader, reporter, config.seed)
         for pair, figures in found.items():
             if pair not in pairs or _trained_on(chain, figures["trained_in"]) == name:
                 pairs[pair] = figures
@@ -69,6 +64,17 @@ def measure(
     write_json(run.metrics, metrics)
     write_report(run.path, space.record, metrics)
     return metrics
+
+
+def evaluated(chain: Chain, datasets: DataSets, bound: Iterable[str]) -> dict[str, list[str]]:
+    """Returns the data sets to measure on, each with its modalities among those that are bound, two or more."""
+    bound, found = set(bound), {}
+    for name in _names(chain):
+        data = datasets.open(name)
+        modalities = [m for m in chain.modalities if m in bound and m in data.fields and data.column_has_values(m)]
+        if len(modalities) >= 2:
+            found[name] = modalities
+    return found
 
 
 def _names(chain: Chain) -> list[str]:

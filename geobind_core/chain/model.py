@@ -23,12 +23,6 @@ class ChainModality:
     modality: Modality[Any]
     provided: Provided
 
-    @property
-    def has_weights(self) -> bool:
-        """Whether it may be used without being trained first."""
-        config = self.modality.config
-        return config.pretrained is not None or config.init_from is not None
-
 
 @dataclass(frozen=True)
 class Chain:

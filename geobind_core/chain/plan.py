@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from geobind_core.chain.model import Chain
@@ -123,9 +124,18 @@ def _initial_identity(chain: Chain, modality: str, identities: Mapping[str, Any]
         return {"initial": True}
     return {
         "init_from": start,
-        "config": chain.modalities[start].modality.config.model_dump(mode="json"),
+        "config": _settings(chain, start),
         "weights": identities.get(start) or _initial_identity(chain, start, identities),
     }
+
+
+def _settings(chain: Chain, modality: str) -> dict[str, Any]:
+    """Returns a modality's settings; local weights by their path from the chain file, so that a project can move."""
+    settings: dict[str, Any] = chain.modalities[modality].modality.config.model_dump(mode="json")
+    base = chain.path.absolute().parent
+    if settings["pretrained"] is not None and Path(settings["pretrained"]).is_relative_to(base):
+        settings["pretrained"] = str(Path(settings["pretrained"]).relative_to(base))
+    return settings
 
 
 def _inputs(
@@ -153,9 +163,7 @@ def _inputs(
     inputs = {
         "stage": {k: v for k, v in config.items() if k not in _WITHOUT_EFFECT},
         "data": data,
-        "modalities": {
-            m: chain.modalities[m].modality.config.model_dump(mode="json") for m in (*stage.trains(), *stage.uses())
-        },
+        "modalities": {m: _settings(chain, m) for m in (*stage.trains(), *stage.uses())},
         "weights": {m: identities[m] for m in (*stage.trains(), *stage.uses())},
         "seed": chain.config.seed,
         "embed_dim": chain.config.embed_dim,

@@ -139,7 +139,9 @@ class AlignConfig(StageConfig):
     )
     batch_size: int = Field(256, ge=2, description="The pool of negatives, over all devices.")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="Rows that go through the networks at a time; does not change the loss."
+        None,
+        ge=1,
+        description="Rows that go through the networks at a time; does not change the loss, batch normalisation apart.",
     )
     epochs: int = Field(10, ge=1, description="Passes over the training rows.")
     optimizer: AdamW = AdamW()

@@ -31,7 +31,7 @@ class SoundingEarth(Source[SoundingEarthConfig]):
     The archives unpack in two ways, `audio/{mp3name}` and `audio/{key}.mp3`; whichever a row has is
     taken. A file that is not there is left to the reader, which counts it as a bad sample.
 
-    Source: Heidler et al. 2023 (reference 13 of the paper), and the released loader for the split.
+    Source: Heidler et al. 2023 (reference 17 of the paper), and the released loader for the split.
     """
 
     name: ClassVar[str] = "soundingearth"

@@ -48,7 +48,7 @@ def evaluate_data(
         seed: Decides which rows make the gallery when there are more than `config.gallery`.
 
     Returns:
-        `{"satellite_to_audio": {"recall@1": …, …}, …}`, see `docs/run-folder.md`.
+        `{"satellite_to_audio": {"recall@1": …, …}, …}`, see `docs/pages/run-folder.md`.
 
     Raises:
         DataError: No rows are held out, or too many cannot be read.

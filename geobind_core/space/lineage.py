@@ -37,6 +37,15 @@ class ModalityRecord(BaseModel):
     aligned_to: dict[str, str] = Field(default_factory=dict)
 
 
+class TrainedPair(BaseModel):
+    """Two modalities that a stage has drawn together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    modalities: tuple[str, str]
+    stage: str
+
+
 class SpaceRecord(BaseModel):
     """`space.json`."""
 
@@ -46,12 +55,8 @@ class SpaceRecord(BaseModel):
     embed_dim: int
     binding: str
     modalities: dict[str, ModalityRecord]
+    pairs: list[TrainedPair]
 
     def trained_pairs(self) -> dict[frozenset[str], str]:
         """Returns the pairs that a stage trained, with the stage's name; all others are emergent."""
-        return {
-            frozenset((name, other)): record.stage
-            for name, record in self.modalities.items()
-            if record.stage is not None
-            for other in record.aligned_to
-        }
+        return {frozenset(pair.modalities): pair.stage for pair in self.pairs}

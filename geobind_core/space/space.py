@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from geobind_core.config.problems import suggest
 from geobind_core.data.samples import describe
@@ -224,7 +224,8 @@ def save_encoder(encoder: SpaceEncoder, record: ModalityRecord, folder: Path) ->
         # Clones: safetensors refuses tensors that share memory.
         state = {k: v.detach().cpu().contiguous().clone() for k, v in encoder.state_dict().items()}
         # One entry only: safetensors writes several in any order, and the same weights are to make the same file.
-        save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
+        # save_file would leave it readable to nobody but its owner, whatever the umask says.
+        (temporary / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
         write_json(temporary / CONFIG, record.model_dump(mode="json"))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from geobind_core import Space
@@ -116,7 +117,10 @@ def test_metrics_have_every_ordered_pair(finished: tuple[Path, Path]) -> None:
     pair = metrics["pairs"]["satellite_to_audio"]
     assert pair["chance_recall@10"] == 10 / 40
     assert 0 <= pair["recall@1"] <= pair["recall@10"] <= 1
-    assert metrics["pairs"]["satellite_to_text"]["strict"]["recall@10"] <= metrics["pairs"]["satellite_to_text"]["recall@10"]
+    assert (
+        metrics["pairs"]["satellite_to_text"]["strict"]["recall@10"]
+        <= metrics["pairs"]["satellite_to_text"]["recall@10"]
+    )
 
 
 def test_the_saved_space_is_what_the_lineage_says(finished: tuple[Path, Path]) -> None:
@@ -168,7 +172,7 @@ def test_the_same_chain_gives_the_same_weights(finished: tuple[Path, Path], tmp_
 
 
 def test_kill_9_in_a_stage_goes_on_to_the_same_weights(finished: tuple[Path, Path], tmp_path: Path) -> None:
-    path, out = finished
+    path, _ = finished
     longer = ["stages.clip.epochs=12", "stages.clip.checkpoint.steps=3"]
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     run(path, undisturbed, *longer, until="clip")
@@ -177,7 +181,7 @@ def test_kill_9_in_a_stage_goes_on_to_the_same_weights(finished: tuple[Path, Pat
     process = subprocess.Popen(
         [*command, *(f"--set={assignment}" for assignment in longer)],
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": str(os.cpu_count())},
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     state = killed / "stages/01-clip/checkpoint/stage_state.json"
     deadline = time.monotonic() + 120

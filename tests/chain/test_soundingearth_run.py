@@ -121,7 +121,11 @@ def test_the_paper_recipe_runs_on_a_damaged_folder(folder: Path) -> None:
     audio = json.loads((run / "stages/02-audio/stage.json").read_text())
     bad = [MISSING_IMAGE, TRUNCATED_IMAGE, MISSING_SOUND, TRUNCATED_SOUND, EMPTY_SOUND]
     in_training = {str(key) for key in bad if str(key)[-1] not in "725"}
-    assert _bad_keys(run / "stages/02-audio/log.jsonl") == in_training == {b.split()[0] for b in audio["summary"]["bad_samples"]}
+    assert (
+        _bad_keys(run / "stages/02-audio/log.jsonl")
+        == in_training
+        == {b.split()[0] for b in audio["summary"]["bad_samples"]}
+    )
 
     space = json.loads((run / "space/space.json").read_text())
     assert set(space["modalities"]) == {"ground_image", "text", "satellite", "audio"}

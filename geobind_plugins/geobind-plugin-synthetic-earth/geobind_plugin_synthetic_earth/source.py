@@ -51,7 +51,7 @@ class SyntheticEarth(Source[SyntheticEarthConfig]):
 
     name = "synthetic_earth"
     Config = SyntheticEarthConfig
-    default_fields = ("satellite", "ground_image", "audio", "text", "location", "environment")
+    default_fields = ("satellite", "ground_image", "audio", "text", "sound_text", "location", "environment")
     views: ClassVar[tuple[View, ...]] = VIEWS
 
     def fingerprint(self) -> str:
