@@ -30,7 +30,7 @@ from geobind_core.space.encoder import content_hash
 from geobind_core.training import checkpoint
 from geobind_core.training.edges import Edge, EdgeLosses
 from geobind_core.training.optimizer import build_optimizer, build_scheduler
-from geobind_core.training.step import StageModel, gradients, join, slices_of, spans_of
+from geobind_core.training.step import StageModel, depends_on_slices, gradients, join, slices_of, spans_of
 
 _LOG_EVERY = 10
 LOG = "log.jsonl"
@@ -123,6 +123,14 @@ class _Stage:
                 f"stage {self.config.name}: {len(rows)} rows make one batch of {len(rows)}, "
                 f"not of {self.config.batch_size}; the pool of negatives is smaller than asked for"
             )
+
+        micro = self.config.micro_batch_size or sampler.batch_size
+        for name in self.config.train if micro < sampler.batch_size else ():
+            if depends_on_slices(self.context.encoders[name]):
+                self.context.reporter.warn(
+                    f"stage {self.config.name}: '{name}' has batch normalisation, which sees {micro} rows at a time "
+                    f"and not {sampler.batch_size}; micro_batch_size changes its result a little"
+                )
 
         set_seed(self.seed)
         model = StageModel({name: self.context.encoders[name] for name in self.config.train})

@@ -95,6 +95,11 @@ def gradients(
     return loss.detach(), logs
 
 
+def depends_on_slices(network: nn.Module) -> bool:
+    """Whether a network sees its batch as a whole, so that slices give another result: batch normalisation."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
 def spans_of(size: int, micro_batch_size: int | None) -> list[slice]:
     """Returns the slices of a batch; the last may be smaller."""
     step = micro_batch_size or size

@@ -19,7 +19,7 @@ from geobind_core import DataError, Space
 from geobind_core.errors import SpaceError
 from geobind_core.plugins.manager import PluginManager
 from geobind_core.space.encoder import SpaceEncoder, content_hash
-from geobind_core.space.lineage import ModalityRecord, SpaceRecord
+from geobind_core.space.lineage import ModalityRecord, SpaceRecord, TrainedPair
 from geobind_core.space.space import assemble, load_encoder, modality_from, save_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -75,7 +75,9 @@ def saved(
         )
         folders[name] = run / "weights" / name
         save_encoder(encoder, records[name], folders[name])
-    assemble(run / "space", SpaceRecord(embed_dim=DIM, binding="satellite", modalities=records), folders)
+    pairs = [TrainedPair(modalities=("audio", "satellite"), stage="audio")]
+    record = SpaceRecord(embed_dim=DIM, binding="satellite", modalities=records, pairs=pairs)
+    assemble(run / "space", record, folders)
     shutil.rmtree(run / "weights")  # a space stands alone
     return run
 
