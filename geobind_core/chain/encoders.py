@@ -19,7 +19,7 @@ from geobind_core.files import read_json
 from geobind_core.space.encoder import SpaceEncoder, content_hash, raw_dimension
 from geobind_core.space.lineage import ModalityRecord
 from geobind_core.space.space import CONFIG, load_encoder, modality_from, save_encoder
-from geobind_core.training.loop import derived_seed
+from geobind_core.training.seeds import derived_seed
 
 _PROBES = 8
 
@@ -82,7 +82,7 @@ class Encoders:
                 encoder = self._wrap(name, can_train=True)
                 start = self._start(name)
                 if start is not None:
-                    encoder.load_state_dict(self.get(start).state_dict())
+                    self._copy(start, name, encoder)
                 self._ready[name] = encoder
         return self._ready[name]
 
@@ -137,6 +137,16 @@ class Encoders:
     def _start(self, name: str) -> str | None:
         start: str | None = self.chain.modalities[name].modality.config.init_from
         return start
+
+    def _copy(self, start: str, name: str, encoder: SpaceEncoder) -> None:
+        try:
+            encoder.load_state_dict(self.get(start).state_dict())
+        except RuntimeError as error:  # torch's word for tensors that are missing, left over or of another shape
+            raise WeightsError(
+                f"'{name}' cannot start from '{start}': {error}",
+                place=f"modalities.{name}.init_from",
+                hint="Give both the same model and projection.",
+            ) from error
 
     def _check_start(self, name: str) -> None:
         start = str(self._start(name))

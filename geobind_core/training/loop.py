@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import set_seed
 from torch import nn
 
-from geobind_core.config.models import AlignConfig, RunConfig
+from geobind_core.config.models import AlignConfig
 from geobind_core.data.loading import TrainingBatches, batches, plan_workers
 from geobind_core.data.paired import PairedData, Rows
 from geobind_core.data.samples import BadSample, BadSampleCount, SampleReader
-from geobind_core.errors import ConfigError, DataError, TrainingError
-from geobind_core.files import write_text
+from geobind_core.errors import DataError, TrainingError
 from geobind_core.plugins.modality import Augmentation, EncoderOutput
 from geobind_core.plugins.stage_kind import StageContext, StageResult
-from geobind_core.space.embed import embed_rows, to_device
-from geobind_core.space.encoder import content_hash
+from geobind_core.space.embed import to_device
 from geobind_core.training import checkpoint
+from geobind_core.training.accelerator import make_accelerator
+from geobind_core.training.anchors import FixedAnchor, embed_anchor, frozen
 from geobind_core.training.edges import Edge, EdgeLosses
 from geobind_core.training.optimizer import build_optimizer, build_scheduler
+from geobind_core.training.seeds import derived_seed
+from geobind_core.training.stage_log import StageLog
 from geobind_core.training.step import StageModel, depends_on_slices, gradients, join, slices_of, spans_of
 
 _LOG_EVERY = 10
-LOG = "log.jsonl"
 
 
 def train(config: AlignConfig, context: StageContext) -> StageResult:
@@ -44,42 +39,13 @@ def train(config: AlignConfig, context: StageContext) -> StageResult:
         TrainingError: The loss is not finite, or a frozen encoder changed.
     """
     assert context.data is not None
-    accelerator = _accelerator(context.run, context.folder)
+    accelerator = make_accelerator(context.run, context.folder)
     try:
-        with _frozen(context, config.anchor or (), accelerator.device):
+        with frozen(context, config.anchor or (), accelerator.device):
             return _Stage(config, context, context.data, accelerator).run()
     finally:
         accelerator.end_training()  # trackers write what they hold back, also of a stage that failed
         accelerator.free_memory()
-
-
-@contextmanager
-def _frozen(context: StageContext, anchors: Any, device: torch.device) -> Iterator[None]:
-    """Keeps the anchors frozen, and makes sure that they were."""
-    before = {}
-    for name in anchors:
-        context.encoders[name].freeze()
-        before[name] = content_hash(context.encoders[name])
-        context.encoders[name].to(device)
-    yield
-    for name, expected in before.items():
-        if content_hash(context.encoders[name].cpu()) != expected:
-            raise TrainingError(
-                f"the frozen encoder of '{name}' changed during the stage; its result is not kept.",
-                place=str(context.folder),
-                hint="A plugin or a module shared between modalities writes to it.",
-            )
-
-
-@dataclass(frozen=True)
-class _Anchor:
-    """Embeddings of an anchor that is the same in every epoch: `[N, D]`, and where each row's is."""
-
-    embeddings: torch.Tensor
-    position: torch.Tensor
-
-    def of(self, rows: torch.Tensor, device: torch.device) -> EncoderOutput:
-        return EncoderOutput(self.embeddings[self.position[rows]].to(device))
 
 
 class _Stage:
@@ -90,7 +56,7 @@ class _Stage:
         self.context = context
         self.data = data
         self.accelerator = accelerator
-        self.say = context.reporter.say
+        self.log = StageLog(context.folder)
         self.seed = derived_seed(context.run.seed, config.name)
         self.augment = {m: [Augmentation.parse(a) for a in texts] for m, texts in config.augment.items()}
         self.live_anchors = [m for m in config.anchor or () if m in self.augment]
@@ -98,7 +64,7 @@ class _Stage:
     def run(self) -> StageResult:
         fingerprint = self.context.fingerprint
         state = checkpoint.read_state(self.context.folder, fingerprint) or checkpoint.StageState(fingerprint)
-        self._trim_log(state.step)
+        self.log.trim(state.step)
         self.state = state
 
         taking_part = [*self.config.train, *(self.config.anchor or ())]
@@ -151,7 +117,7 @@ class _Stage:
         self.accelerator.register_for_checkpointing(losses)
         if state.step:
             checkpoint.restore(self.accelerator, self.context.folder)
-            self.say(f"  going on from step {state.step} of {total}")
+            self.context.reporter.say(f"  going on from step {state.step} of {total}")
 
         loader = batches(readers, sampler, workers=workers, pin_memory=self.accelerator.device.type == "cuda")
         summary = self._steps(loader, wrapped, losses, optimizer, scheduler, anchors, total, sampler.steps_per_epoch)
@@ -172,25 +138,17 @@ class _Stage:
         modality = self.context.modalities[name].with_augment(self.augment.get(name, ()))
         return SampleReader(self.data, name, modality, train=train, seed=self.seed)
 
-    def _fixed_anchors(self, rows: Rows) -> tuple[dict[str, _Anchor], Rows]:
-        """Embeds the anchors that do not change from epoch to epoch, once."""
+    def _fixed_anchors(self, rows: Rows) -> tuple[dict[str, FixedAnchor], Rows]:
         anchors = {}
         for name in (m for m in self.config.anchor or () if m not in self.augment):
-            with self.context.reporter.task(f"  {name} (frozen)", len(rows), "rows") as task:
-                embedded = embed_rows(
-                    self._reader(name, train=False),
-                    self.context.encoders[name],
-                    rows,
-                    batch_size=self.config.micro_batch_size or self.config.batch_size,
-                    loader=self.context.run.loader,
-                    device=self.accelerator.device,
-                    advance=task.advance,
-                )
-            self._note_bad(embedded.bad)
-            rows = embedded.rows.numpy()
-            position = torch.full((len(self.data),), -1, dtype=torch.long)
-            position[embedded.rows] = torch.arange(len(embedded.rows))
-            anchors[name] = _Anchor(embedded.embeddings, position)
+            anchors[name], rows, bad = embed_anchor(
+                self.context,
+                self._reader(name, train=False),
+                rows,
+                batch_size=self.config.micro_batch_size or self.config.batch_size,
+                device=self.accelerator.device,
+            )
+            self._note_bad(bad)
         if len(rows) < 2:
             raise DataError(
                 f"{len(rows)} training rows can be read; expected at least 2.",
@@ -207,7 +165,7 @@ class _Stage:
         losses: EdgeLosses,
         optimizer: Any,
         scheduler: Any,
-        anchors: Mapping[str, _Anchor],
+        anchors: Mapping[str, FixedAnchor],
         total: int,
         steps_per_epoch: int,
     ) -> dict[str, Any]:
@@ -247,7 +205,7 @@ class _Stage:
                 self.state.step = batch["step"] + 1
                 if loss is not None and (self.state.step % _LOG_EVERY == 0 or self.state.step == total):
                     now = time.monotonic()
-                    last = self._log(
+                    last = self._measured(
                         loss,
                         logs,
                         batch["epoch"],
@@ -289,36 +247,17 @@ class _Stage:
     def _note_bad(self, samples: list[BadSample]) -> None:
         for sample in self.bad.add(samples):
             self.state.bad.append(sample)
-            self._append_log(
-                {
-                    "event": "bad_sample",
-                    "step": self.state.step + 1,
-                    "key": sample.key,
-                    "modality": sample.modality,
-                    "reason": sample.reason,
-                }
-            )
+            self.log.append_bad(sample, self.state.step + 1)
         self.bad.require_few()  # when all of them are in the log
 
-    def _log(
+    def _measured(
         self, loss: torch.Tensor, logs: Mapping[str, torch.Tensor], epoch: int, lr: float, rate: float
     ) -> dict[str, float]:
         self._require_finite(loss)
         values = {"loss": float(loss), **{k: float(v) for k, v in logs.items()}, "lr": lr, "samples_per_second": rate}
-        self._append_log({"step": self.state.step, "epoch": epoch, **values})
+        self.log.append({"step": self.state.step, "epoch": epoch, **values})
         self.accelerator.log(values, step=self.state.step)
         return values
-
-    def _trim_log(self, step: int) -> None:
-        """Takes out what was logged after the checkpoint that the stage goes on from."""
-        path = self.context.folder / LOG
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if step and path.is_file() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line).get("step", 0) <= step]
-        write_text(path, "".join(kept))
-
-    def _append_log(self, record: dict[str, Any]) -> None:
-        with (self.context.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def _require_finite(self, loss: torch.Tensor | None, *modules: nn.Module) -> None:
         """Raises if the loss is not finite, or what it did to the weights: a loss can be, and its gradient not."""
@@ -333,35 +272,6 @@ class _Stage:
                 hint="The last checkpoint is intact. Try a lower optimizer.lr, optimizer.clip_norm: 1.0, "
                 "or mixed_precision: bf16 instead of fp16.",
             )
-
-
-def _accelerator(run: RunConfig, stage_folder: Path) -> Accelerator:
-    logging_folder = stage_folder.parent.parent / "tensorboard"
-    # Accelerate keeps the precision for as long as the process lives; another chain may ask for another.
-    AcceleratorState._reset_state()
-    try:
-        accelerator = Accelerator(
-            mixed_precision=run.mixed_precision,
-            log_with=run.log_with or None,
-            project_config=ProjectConfiguration(project_dir=str(stage_folder), logging_dir=str(logging_folder)),
-            step_scheduler_with_optimizer=False,
-        )
-    except ValueError as error:
-        raise ConfigError(f"Accelerate refuses mixed_precision or log_with: {error}") from error
-    if accelerator.distributed_type != DistributedType.NO:
-        raise ConfigError(
-            f"found {accelerator.num_processes} processes ({accelerator.distributed_type.value}); "
-            "this version trains in one process.",
-            hint="Start it with `geobind run`, or with `accelerate launch --num_processes 1`.",
-        )
-    accelerator.init_trackers(stage_folder.name)
-    return accelerator
-
-
-def derived_seed(seed: int, *names: str) -> int:
-    """Returns a seed for one purpose, so that purposes do not share a stream."""
-    digest = hashlib.blake2b(":".join([str(seed), *names]).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little")
 
 
 def _figures(values: Mapping[str, float], epoch: int, epochs: int) -> str:
