@@ -30,6 +30,11 @@ class SpaceEncoder(nn.Module):
         self.projection = nn.Linear(raw_dim, embed_dim, bias=False) if projected else None
         # A plugin may have fixed a part of its encoder; a stage that trains it leaves that part alone.
         self._fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        # safetensors refuses to load into a tensor that is a part of a larger storage, such as the window
+        # of torchaudio's spectrograms, and so would a checkpoint be refused.
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.untyped_storage().nbytes() != tensor.nbytes:
+                tensor.data = tensor.data.clone()
 
     def forward(self, batch: Any) -> EncoderOutput:
         """Returns the embeddings `[B, D]`: float32 and of unit norm, also under autocast."""

@@ -363,6 +363,41 @@ def test_going_on_gives_the_same_weights_to_the_bit(
     assert result.summary["steps"] == 60
 
 
+@pytest.mark.parametrize("name", ["satellite", "audio", "text"])
+def test_real_networks_go_on_to_the_same_weights(
+    name: str,
+    places: PairedData,
+    clip_architecture: dict[str, Any],
+    clip_folder: Path,
+    clap_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """Everything that a network keeps, spectrograms and running statistics too, is in the checkpoint."""
+    residual = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": None}
+    modalities = {
+        "ground_image": GroundImage(GroundImage.Config(pretrained=str(clip_folder))),
+        "satellite": Satellite(Satellite.Config(model={**clip_architecture, "vision_cfg": residual})),
+        "text": Text(Text.Config(model=clip_architecture)),
+        "audio": Audio(Audio.Config(pretrained=str(clap_folder), sample_rate=16_000, seconds=1)),
+    }
+    config = align(name, "ground_image", epochs=4, checkpoint={"steps": 3}, batch_size=10)
+
+    def encoders() -> dict[str, SpaceEncoder]:
+        raw = 20 if name == "audio" else 24
+        return {
+            name: encoder_of(modalities[name], 1, raw, 24),
+            "ground_image": encoder_of(modalities["ground_image"], 0, 24, 24),
+        }
+
+    undisturbed, going_on = encoders(), encoders()
+    run_stage(tmp_path / "undisturbed", config, places, undisturbed, modalities)
+    with pytest.raises(Interrupted):
+        run_stage(tmp_path / "killed", config, places, encoders(), modalities, reporter=Interrupting(8))
+    assert checkpoint.read_state(tmp_path / "killed/stages/01-stage", "one").step == 6  # type: ignore[union-attr]
+    run_stage(tmp_path / "killed", config, places, going_on, modalities)
+    assert_same_weights(going_on[name], undisturbed[name])
+
+
 def test_a_checkpoint_cut_off_while_being_written_leaves_the_one_before(
     tmp_path: Path, undisturbed: tuple[SpaceEncoder, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
