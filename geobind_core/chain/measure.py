@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from geobind_core.chain.datasets import DataSets
@@ -30,9 +28,10 @@ def measure(
     Returns:
         The content of `metrics.json`.
     """
-    fingerprint = _fingerprint(chain, run)
-    stored = read_json(run.metrics)
-    if not again and isinstance(stored, dict) and stored.get("fingerprint") == fingerprint and run.report.is_file():
+    found = read_json(run.metrics)
+    stored: dict[str, Any] = found if isinstance(found, dict) else {}
+    inputs = _inputs(chain, run, stored.get("inputs") or {})
+    if not again and stored.get("inputs") == inputs and run.report.is_file():
         reporter.say("measured already; nothing changed since")
         return stored
 
@@ -59,7 +58,7 @@ def measure(
         "gallery": largest_gallery(pairs),
         "pairs": pairs,
         "stages": [_stage_summary(run, stage.config.name) for stage in chain.stages],
-        "fingerprint": fingerprint,
+        "inputs": inputs,
     }
     write_json(run.metrics, metrics)
     write_report(run.path, space.record, metrics)
@@ -93,21 +92,27 @@ def _stage_summary(run: RunFolder, name: str) -> dict[str, Any]:
     return {key: record[key] for key in kept if key in record}
 
 
-def _fingerprint(chain: Chain, run: RunFolder) -> str:
-    """Identifies everything that the figures depend on."""
+def _inputs(chain: Chain, run: RunFolder, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns everything that the figures depend on."""
     space = read_json(run.space / "space.json") or {}
-    depends_on = {
+    names = _names(chain)
+    known = stored.get("content") or {}
+    return {
         "space": {name: m["content_hash"] for name, m in space.get("modalities", {}).items()},
+        "pairs": space.get("pairs"),
         "evaluate": chain.config.evaluate.model_dump(mode="json"),
-        "data": {name: chain.sources[name].config.model_dump(mode="json") for name in _names(chain)},
-        "content": {name: _content(chain, name) for name in _names(chain)},
+        "data": {
+            name: chain.sources[name].config.model_dump(mode="json", include={"fields", "labels", "split"})
+            for name in names
+        },
+        # What was measured on data that is gone stays measured.
+        "content": {name: _content(chain, name) or known.get(name) for name in names},
         "seed": chain.config.seed,
     }
-    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 
 
 def _content(chain: Chain, name: str) -> str | None:
     try:
         return chain.sources[name].fingerprint()
-    except DataError:  # gone; what was measured on it stays measured
+    except DataError:
         return None

@@ -149,6 +149,24 @@ def test_a_second_run_trains_nothing(finished: tuple[Path, Path]) -> None:
     assert set(actions(path, out).values()) == {"done"}
 
 
+def test_data_that_is_gone_undoes_nothing(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """Nothing is trained or measured again just because the files were deleted after the run."""
+    out = tmp_path / "run"
+    table = tmp_path / "table.csv"
+    table.write_text("key,text,ground_image\n" + "".join(f"k{i},words {i},words {i}\n" for i in range(40)))
+    chain = yaml.safe_load(finished[0].read_text())
+    model = chain["modalities"]["text"]["model"]
+    chain["modalities"] = {name: {"plugin": "text", "model": model} for name in ("text", "ground_image")}
+    chain |= {"binding": "text", "data": {"earth": {"source": "table", "path": "table.csv"}}}
+    chain["data"]["earth"]["split"] = {"by": "hash", "test": 0.3}
+    chain["stages"] = [{**chain["stages"][0], "augment": {}, "batch_size": 8}]
+    path = write(tmp_path / "words.yaml", chain)
+    measured = run(path, out)
+    table.unlink()
+    assert actions(path, out) == {"clip": "done"}
+    assert run(path, out) == measured
+
+
 def test_a_change_reruns_its_stage_and_what_depends_on_it(finished: tuple[Path, Path]) -> None:
     path, out = finished
     assert actions(path, out, "stages.audio.optimizer.lr=0.0005") == {
