@@ -91,12 +91,15 @@ def make_plan(chain: Chain, run: RunFolder, until: str | None = None) -> list[St
         first_used = [m for m in used if m not in identities]
         for modality in first_used:
             identities[modality] = _initial_identity(chain, modality, identities)
-        record = read_json(run.find_stage(name) / "stage.json")
+        stage_file = run.find_stage(name) / "stage.json"
+        record = read_json(stage_file)
         stored = record if isinstance(record, dict) else {}
         inputs = _inputs(chain, stage, identities, contents, stored.get("inputs", {}))
         fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         provides = tuple(dict.fromkeys([*stage.trains(), *first_used]))
         action, why = _action(run, name, stored, inputs, fingerprint, provides)
+        if stage_file.is_file() and not stored:
+            why = "its stage.json is damaged"
         # A stage whose weights are lost is repeated with the same inputs. On an accelerator the new weights
         # differ in their last bits, and what was aligned to the old ones would be aligned to nothing.
         hashes = stored.get("outputs", {})

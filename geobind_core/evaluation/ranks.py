@@ -83,12 +83,12 @@ def chance_recall_at(k: int, right_items: torch.Tensor, gallery: int) -> float:
     for right, times in zip(values.tolist(), counts.tolist(), strict=True):
         # 1 - C(gallery - right, k) / C(gallery, k): that not all k are among the wrong ones.
         if right > gallery - k:
-            missed = 0.0
+            found = 1.0
         elif right == 1:
-            missed = 1 - k / gallery
+            found = k / gallery
         else:
-            missed = math.exp(_log_choose(gallery - right, k) - _log_choose(gallery, k))
-        expected += times * (1 - missed)
+            found = 1 - math.exp(_log_choose(gallery - right, k) - _log_choose(gallery, k))
+        expected += times * found
     return expected / len(right_items)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -184,7 +185,7 @@ class PluginManager:
             + (
                 ""
                 if near
-                else f"A plugin provides it? {sys.executable} -m pip install geobind-plugin-{name.replace('_', '-')}"
+                else f"If a plugin provides it, install that: {_installer()} geobind-plugin-{name.replace('_', '-')}"
             ),
         )
 
@@ -228,6 +229,13 @@ def _checked_name(kind: str, cls: Any) -> str:
     if not isinstance(name, str):
         raise PluginError(f"{cls.__name__} has no `name`")
     return name
+
+
+def _installer() -> str:
+    """Returns the command that installs into this very interpreter; environments made by uv have no pip."""
+    if find_spec("pip") is not None:
+        return f"{sys.executable} -m pip install"
+    return f"uv pip install --python {sys.executable}"
 
 
 def _core_version() -> str:

@@ -81,6 +81,9 @@ class Space:
             raise SpaceError(f"the file is damaged: {error}", place=str(path / RECORD)) from error
         return cls(path, record, plugins or PluginManager(), torch.device(device))
 
+    def __repr__(self) -> str:
+        return f"Space({str(self.folder)!r}, modalities={list(self.modalities)}, embed_dim={self.embed_dim})"
+
     @property
     def modalities(self) -> tuple[str, ...]:
         """The names of the modalities."""
@@ -115,8 +118,10 @@ class Space:
             SpaceError: No such modality.
             DataError: An item cannot be read.
         """
-        if isinstance(items, str | bytes | Path | Mapping):
+        if isinstance(items, str | bytes | Path | Mapping) or not isinstance(items, Iterable):
             raise TypeError("items must be a list of items; put a single one into a list")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
         reader, encoder = self._load(modality)
         listed = list(items)
         parts = []
@@ -132,7 +137,8 @@ class Space:
         return torch.cat(parts).clone()  # a clone is a normal tensor, usable in autograd
 
     def similarity(self, queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
-        """Returns cosine similarities `[B, N]` of queries `[B, D]` and a gallery `[N, D]`."""
+        """Returns cosine similarities `[B, N]` of queries `[B, D]` and a gallery `[N, D]`, tensors or arrays."""
+        queries, gallery = torch.as_tensor(queries), torch.as_tensor(gallery)
         if queries.shape[-1] != gallery.shape[-1]:
             raise SpaceError(
                 f"the queries have {queries.shape[-1]} dimensions and the gallery {gallery.shape[-1]}; "

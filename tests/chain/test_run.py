@@ -241,6 +241,14 @@ def test_weights_that_are_gone_are_made_again(finished: tuple[Path, Path], tmp_p
     assert hashes(out) == first
 
 
+def test_a_damaged_record_is_called_so(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    path, _ = finished
+    run(path, tmp_path / "run", until="clip")
+    (tmp_path / "run/stages/01-clip/stage.json").write_text("{")
+    plan = make_plan(load_chain(path, plugin_manager()), RunFolder(tmp_path / "run"))[0]
+    assert (plan.action, plan.why) == ("run", "its stage.json is damaged")
+
+
 def test_init_from_starts_at_the_other_modality(finished: tuple[Path, Path], tmp_path: Path) -> None:
     """With a learning rate of next to nothing, satellite must stay where ground_image is."""
     path, _ = finished

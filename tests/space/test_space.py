@@ -243,9 +243,11 @@ def test_batches_equal_single_items(space: Space, world: Any) -> None:
 
 def test_nothing_and_the_wrong_thing(space: Space, world: Any, tmp_path: Path) -> None:
     assert space.embed("text", []).shape == (0, DIM)
-    for single in ("waves on a beach", b"bytes", Path("x.jpg"), {"bytes": b"", "path": None}):
+    for single in ("waves on a beach", b"bytes", Path("x.jpg"), {"bytes": b"", "path": None}, 7):
         with pytest.raises(TypeError, match="list of items"):
-            space.embed("text", single)
+            space.embed("text", single)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        space.embed("text", ["waves"], batch_size=0)
     with pytest.raises(DataError, match=r"text, item 1: .*blank"):
         space.embed("text", ["waves", "  "])
     gone = tmp_path / "gone.jpg"
@@ -257,6 +259,12 @@ def test_nothing_and_the_wrong_thing(space: Space, world: Any, tmp_path: Path) -
         space.embed("satellite", [*good, tmp_path / "bad.jpg"], batch_size=2)
     with pytest.raises(DataError, match="audio, item 0"):
         space.embed("audio", [tmp_path / "bad.jpg"])
+
+
+def test_arrays_are_as_good_as_tensors(space: Space) -> None:
+    texts = space.embed("text", ["waves on a beach", "a busy road"])
+    torch.testing.assert_close(space.similarity(texts.numpy(), texts), space.similarity(texts, texts))  # type: ignore[arg-type]
+    assert f"embed_dim={DIM}" in repr(space)
 
 
 def test_embeddings_are_ordinary_tensors(space: Space) -> None:
