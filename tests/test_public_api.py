@@ -1,6 +1,5 @@
 """The names that users and plugins import, and the schema that editors read."""
 
-import importlib.util
 import inspect
 import json
 import re
@@ -9,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -97,82 +97,9 @@ class TestNames:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-# The part of JSON Schema (draft 2020-12) that is in use. What is not known here fails, and is to be added.
-_ANNOTATIONS = {"$schema", "$defs", "title", "description", "default", "format", "discriminator"}
-_TYPES: dict[str, tuple[type, ...]] = {
-    "object": (dict,),
-    "array": (list,),
-    "string": (str,),
-    "boolean": (bool,),
-    "integer": (int,),
-    "number": (int, float),
-    "null": (type(None),),
-}
-
-
-def _is(value: object, kind: str) -> bool:
-    return isinstance(value, _TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
-
-
-def faults(value: Any, schema: dict[str, Any] | bool, root: dict[str, Any], path: str = "") -> list[str]:
-    """Returns where and how a value does not conform to a schema."""
-    if isinstance(schema, bool):
-        return [] if schema else [f"{path}: not allowed"]
-    found: list[str] = []
-    for keyword, expected in schema.items():
-        ok = True
-        match keyword:
-            case "$ref":
-                target = root
-                for step in expected.removeprefix("#/").split("/"):
-                    target = target[step]
-                found += faults(value, target, root, path)
-            case "type":
-                ok = any(_is(value, kind) for kind in ([expected] if isinstance(expected, str) else expected))
-            case "const":
-                ok = value == expected
-            case "enum":
-                ok = value in expected
-            case "anyOf":
-                ok = any(not faults(value, option, root) for option in expected)
-            case "oneOf":
-                ok = sum(not faults(value, option, root) for option in expected) == 1
-            case "required":
-                ok = not isinstance(value, dict) or set(expected) <= set(value)
-            case "properties":
-                for key in value if isinstance(value, dict) else ():
-                    found += faults(value[key], expected.get(key, True), root, f"{path}.{key}")
-            case "additionalProperties":
-                for key in set(value) - set(schema.get("properties", {})) if isinstance(value, dict) else ():
-                    found += faults(value[key], expected, root, f"{path}.{key}")
-            case "minProperties":
-                ok = not isinstance(value, dict) or len(value) >= expected
-            case "prefixItems":
-                for i, (item, option) in enumerate(
-                    zip(value, expected, strict=False) if isinstance(value, list) else ()
-                ):
-                    found += faults(item, option, root, f"{path}[{i}]")
-            case "items":
-                for i, item in enumerate(value if isinstance(value, list) else ()):
-                    found += faults(item, expected, root, f"{path}[{i}]")
-            case "minItems":
-                ok = not isinstance(value, list) or len(value) >= expected
-            case "maxItems":
-                ok = not isinstance(value, list) or len(value) <= expected
-            case "pattern":
-                ok = not isinstance(value, str) or re.search(expected, value) is not None
-            case "minimum":
-                ok = not _is(value, "number") or value >= expected
-            case "maximum":
-                ok = not _is(value, "number") or value <= expected
-            case "exclusiveMinimum":
-                ok = not _is(value, "number") or value > expected
-            case "exclusiveMaximum":
-                ok = not _is(value, "number") or value < expected
-            case _:
-                assert keyword in _ANNOTATIONS, f"this test does not know the keyword '{keyword}'"
-        found += [] if ok else [f"{path}: {keyword} {expected!r}"[:200]]
-    return found
+def faults(value: Any, schema: dict[str, Any]) -> list[str]:
+    """Returns what a schema finds wrong."""
+    return [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(value)]
 
 
 class HingeConfig(LossConfig):
@@ -217,22 +144,16 @@ def chain() -> dict[str, Any]:
 
 class TestSchema:
     def test_accepts_the_default_chain(self, schema: dict[str, Any], chain: dict[str, Any]) -> None:
-        assert faults(chain, schema, schema) == []
+        assert faults(chain, schema) == []
 
-    @pytest.mark.skipif(importlib.util.find_spec("jsonschema") is None, reason="jsonschema is not installed")
-    def test_is_valid_and_accepts_the_default_chain_with_jsonschema(
-        self, schema: dict[str, Any], chain: dict[str, Any]
-    ) -> None:
-        import jsonschema
-
+    def test_is_itself_valid(self, schema: dict[str, Any]) -> None:
         jsonschema.Draft202012Validator.check_schema(schema)
-        jsonschema.Draft202012Validator(schema).validate(chain)
 
     def test_settings_of_another_loss_or_kind_need_its_name(self, chain: dict[str, Any]) -> None:
         schema = chain_schema(PluginManager(builtin=[builtin, sys.modules[__name__]]))
 
         def fits(**stage: object) -> bool:
-            return not faults({**chain, "stages": [{"name": "a", **stage}]}, schema, schema)
+            return not faults({**chain, "stages": [{"name": "a", **stage}]}, schema)
 
         assert fits(train="x", data="d", loss={"name": "hinge", "margin": 2})
         assert not fits(train="x", data="d", loss={"margin": 2})
@@ -270,7 +191,7 @@ class TestSchema:
         ],
     )
     def test_accepts(self, schema: dict[str, Any], chain: dict[str, Any], section: str, value: object) -> None:
-        assert faults({**chain, section: value}, schema, schema) == []
+        assert faults({**chain, section: value}, schema) == []
 
     @pytest.mark.parametrize(
         ("section", "value"),
@@ -300,4 +221,4 @@ class TestSchema:
         ],
     )
     def test_refuses(self, schema: dict[str, Any], chain: dict[str, Any], section: str, value: object) -> None:
-        assert faults({**chain, section: value}, schema, schema) != []
+        assert faults({**chain, section: value}, schema) != []
