@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from geobind_core.plugins.modality import EncoderOutput
+
 ConfigT = TypeVar("ConfigT", bound="LossConfig")
 
 Direction = Literal["train_to_anchor", "anchor_to_train", "first_to_second", "second_to_first", "both"]
@@ -54,19 +56,72 @@ class LossOutput:
     logs: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ExtraItems:
+    """Further items of a gallery, beside those of the batch: a queue of past ones, or random ones.
+
+    Attributes:
+        embedding: `[M, D]`, unit norm.
+        rows: `[M]` row numbers, -1 where an item is no row of the data set. A query's own row among
+            them is no negative.
+        labels: `[M, K]` as in `LocalPair`, or None.
+    """
+
+    embedding: torch.Tensor
+    rows: torch.Tensor
+    labels: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LocalPair:
+    """A pair of modalities on one of several processes: its own rows, and those of all processes.
+
+    Attributes:
+        first: The first modality of this process's own rows, `[B, D]`.
+        second: The second modality of the same rows.
+        all_first: The first modality of the whole batch, `[N, D]`, with a gradient that reaches the
+            process that a row belongs to. In one process it is `first`.
+        all_second: The second modality of the whole batch.
+        offset: Own row i is row `offset + i` of the whole batch.
+        rows: `[N]` row numbers of the whole batch.
+        labels: `[N, K]` numbers of labels, -1 for none, or None without labels. Two rows have the
+            same label if they agree in any of the K columns.
+        extra_first: Further first items, for queries of the second modality.
+        extra_second: Further second items, for queries of the first modality.
+    """
+
+    first: EncoderOutput
+    second: EncoderOutput
+    all_first: EncoderOutput
+    all_second: EncoderOutput
+    offset: int
+    rows: torch.Tensor
+    labels: torch.Tensor | None = None
+    extra_first: ExtraItems | None = None
+    extra_second: ExtraItems | None = None
+
+
 class Loss(Generic[ConfigT]):
     """A kind of loss. One instance serves one pair of modalities of a stage.
 
     `build` returns an `nn.Module` whose `forward(first, second, same_label)` takes two
-    `EncoderOutput`s with unit-norm embeddings `[B, D]`, row i of one belonging to row i of the
-    other, and `same_label`, a boolean `[B, B]` or None, and returns a `LossOutput`. `first` and
+    `EncoderOutput`s with unit-norm embeddings `[N, D]`, row i of one belonging to row i of the
+    other, and `same_label`, a boolean `[N, N]` or None, and returns a `LossOutput`. `first` and
     `second` follow the pair as written; the direction in the settings has been resolved to
     `first_to_second`, `second_to_first` or `both` before. Learnable parameters of the module
     (a logit scale) are trained with the encoders.
+
+    On several processes each computes the whole loss of the gathered batch, so that a loss need not
+    know of them. A module may save that work by a method `forward_local(pair)`, which takes a
+    `LocalPair` and returns this process's share: shares add up to the loss of the batch. It is then
+    called instead of `forward`, on one process too, and it alone is given extra negatives.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[LossConfig]] = LossConfig
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Fields of `EncoderOutput` that it uses beside the embedding. Anchors that must give them are not cached."""
 
     config: ConfigT
 
