@@ -40,6 +40,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: importing what draws the boxes takes twice as long as all the rest
 )
 
+cache = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cache, name="cache", help="List and remove stored embeddings of frozen encoders.")
+
 ChainFile = Annotated[Path, typer.Argument(metavar="CHAIN", help="The chain: a YAML file.")]
 Assignments = Annotated[
     list[str] | None,
@@ -157,6 +160,57 @@ def evaluate(
         loaded = load_chain(folder.chain, _plugins(disable_plugin), base=base)
         metrics = measure(loaded, folder, DataSets(loaded, reporter), reporter, again=True)
     _print_json(metrics) if as_json else _print(metrics_table(metrics))
+
+
+@cache.command("path")
+def cache_path() -> None:
+    """Print the cache's folder."""
+    from geobind_core.data.cache_entries import cache_root
+
+    _say(str(cache_root()))
+
+
+@cache.command("list")
+def cache_list(as_json: AsJson = False) -> None:
+    """List what is stored, the last used first."""
+    from geobind_core.data.cache_entries import cache_root, list_entries
+    from geobind_core.display import cache_rows, cache_table
+
+    root = cache_root()
+    rows = cache_rows(list_entries(root))
+    _print_json(rows) if as_json else _print(cache_table(rows, root))
+
+
+@cache.command("prune")
+def cache_prune(
+    older_than: Annotated[
+        float | None, typer.Option(metavar="DAYS", help="Remove what was not used for so many days.")
+    ] = None,
+    max_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Remove the longest unused until the rest fits, as in 10GiB.")
+    ] = None,
+    modality: Annotated[str | None, typer.Option(metavar="NAME", help="Remove this modality's only.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed; do nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove some of it or all. It is computed again when needed."""
+    from geobind_core.data.cache_entries import cache_root
+    from geobind_core.data.cache_prune import parse_size, prune
+    from geobind_core.display import cache_rows, cache_table, entries_text
+
+    root, size = cache_root(), None if max_size is None else parse_size(max_size)
+    pruned = prune(
+        root, older_than=older_than, max_size=size, modality=modality, everything=everything, dry_run=dry_run
+    )
+    rows = cache_rows(pruned.entries)
+    if as_json:
+        _print_json({"removed": rows, "leftovers": pruned.leftovers, "dry_run": dry_run})
+        return
+    if rows:
+        _print(cache_table(rows, root))
+    leftovers = f" and {pruned.leftovers} leftovers of killed processes" if pruned.leftovers else ""
+    _say(f"{'would remove' if dry_run else 'removed'} {entries_text(rows)}{leftovers}")
 
 
 def _version(value: bool) -> None:

@@ -1,8 +1,10 @@
-"""Tables for people: the plan, the plugins, the matrix of pairs."""
+"""Tables for people: the plan, the plugins, the matrix of pairs, the cache."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -10,6 +12,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from geobind_core.chain.plan import StagePlan
+    from geobind_core.data.cache_entries import StoredEntry
     from geobind_core.plugins.manager import PluginManager
 
 _ACTIONS = {
@@ -105,3 +108,56 @@ def plugin_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             row["error"] or conflicts,
         )
     return table
+
+
+def cache_rows(entries: Sequence[StoredEntry]) -> list[dict[str, Any]]:
+    """Returns the entries of the cache, as `geobind cache list --json` prints them."""
+    shown = ("modality", "plugin", "output", "dimension", "dtype", "precision", "encoder", "transform")
+    return [
+        {
+            **{name: entry.description.get(name) for name in shown},
+            "rows": entry.rows,
+            "bytes": entry.size,
+            "created": entry.created,
+            "last_used": datetime.fromtimestamp(entry.last_used, UTC).isoformat(timespec="seconds"),
+            "key": entry.folder.name,
+            "folder": str(entry.folder),
+        }
+        for entry in entries
+    ]
+
+
+def cache_table(rows: Sequence[Mapping[str, Any]], root: Path) -> Table:
+    """Returns entries of the cache as a table."""
+    table = Table("modality", "what", "rows", "size", "stored as", "last used", "key", box=None)
+    for column in table.columns[2:4]:
+        column.justify = "right"
+    for row in rows:
+        used = datetime.fromisoformat(row["last_used"]).astimezone()
+        table.add_row(
+            str(row["modality"]),
+            f"{row['output']}, {row['dimension']}",
+            str(row["rows"]),
+            readable_size(row["bytes"]),
+            str(row["dtype"]),
+            f"{used:%Y-%m-%d %H:%M}",
+            row["key"],
+        )
+    table.caption = f"{entries_text(rows)}, in {root}"
+    table.caption_justify = "left"
+    return table
+
+
+def entries_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns how many entries there are and what they take, such as 2 entries, 1.5 GiB."""
+    return f"{len(rows)} {'entry' if len(rows) == 1 else 'entries'}, {readable_size(sum(r['bytes'] for r in rows))}"
+
+
+def readable_size(size: float) -> str:
+    """Returns bytes as people write them, such as 1.5 GiB."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = 0
+    while size >= 1024 and power < len(units) - 1:
+        size /= 1024
+        power += 1
+    return f"{size:.1f} {units[power]}" if power else f"{size:.0f} B"

@@ -35,16 +35,25 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def temporary_beside(path: Path) -> Path:
+    """Returns the folder that `replacing_folder` yields for a path."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yields a new folder beside `path` that takes its place when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_beside(path)
     previous = path.with_name(f".{path.name}.old")
     recover_folder(path)  # or else the next line would remove the only whole one
     for leftover in (temporary, previous):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
-    yield temporary
+    try:
+        yield temporary
+    except BaseException:  # a full disk most of all needs the room back
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     # A folder cannot be renamed over another that has content. Between the two renames there is
     # neither; `recover_folder` puts the previous one back if the process dies just then.
     if path.exists():

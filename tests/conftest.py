@@ -48,6 +48,12 @@ WORLD_CLASSES = ("red", "green", "blue", "yellow", "purple", "grey")
 _COLOURS = ((200, 30, 30), (30, 180, 40), (40, 60, 210), (220, 210, 50), (150, 40, 160), (120, 120, 120))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps the tests, and the processes that they start, out of the user's cache."""
+    os.environ["GEOBIND_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Lets torch compute in one thread: networks as small as these wait for threads longer than they work."""

@@ -143,6 +143,19 @@ class AlignConfig(StageConfig):
         ge=1,
         description="Rows that go through the networks at a time; does not change the loss, batch normalisation apart.",
     )
+    freeze_trunk: OneOrMore = Field(
+        default_factory=list, description="Trained modalities of which only the projection is trained."
+    )
+    anchor_cache: Literal["float32", "float16", "off"] = Field(
+        "float32",
+        description="How embeddings of what is frozen are kept between epochs and runs; off: they are not.",
+    )
+    anchor_views: int | None = Field(
+        None,
+        ge=1,
+        description="Views that are drawn of each sample of an augmented anchor, and cached; default: a new one "
+        "in every epoch, embedded live.",
+    )
     epochs: int = Field(10, ge=1, description="Passes over the training rows.")
     optimizer: AdamW = AdamW()
     scheduler: Schedule = ConstantSchedule()
@@ -159,9 +172,13 @@ class AlignConfig(StageConfig):
         both = sorted(set(self.train) & set(self.anchor or []))
         if both:
             raise ValueError(f"{', '.join(both)} cannot be both trained and anchor")
-        for key, names in (("train", self.train), ("anchor", self.anchor or [])):
+        for key, names in (("train", self.train), ("anchor", self.anchor or []), ("freeze_trunk", self.freeze_trunk)):
             if twice := _twice(names):
                 raise ValueError(f"{key} names {', '.join(twice)} twice")
+        if others := sorted(set(self.freeze_trunk) - set(self.train)):
+            raise ValueError(f"freeze_trunk names {', '.join(others)}; expected some of train: {', '.join(self.train)}")
+        if self.anchor_views is not None and self.anchor_cache == "off":
+            raise ValueError("anchor_views are kept in the cache; anchor_cache: off excludes them")
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}")
         return self
@@ -198,6 +215,10 @@ class RunConfig(StrictModel):
     seed: int = Field(0, ge=0, description="Seed of initial weights, order and augmentation.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
         None, description="Precision of the networks; default: what `accelerate config` says, or no."
+    )
+    compile: bool = Field(False, description="Whether the networks are compiled by torch.compile.")
+    channels_last: bool | None = Field(
+        None, description="Whether convolutions work on channels-last memory; default: on CUDA devices."
     )
     log_with: OneOrMore = Field(["tensorboard"], description="Accelerate's trackers; [] for none.")
     loader: LoaderConfig = LoaderConfig()

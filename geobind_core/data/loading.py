@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,11 +24,39 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """A batch to be read: `rows` of the data set, as they are in this epoch."""
+    """A batch to be read.
+
+    Attributes:
+        epoch: Rows are read as they are in this epoch.
+        step: The step's number, from 0.
+        rows: `[B]` rows of the data set.
+        random: Modality -> further rows of it, unrelated to `rows`; a negative number is an
+            observation that the modality draws itself.
+    """
 
     epoch: int
     step: int
     rows: Rows
+    random: Mapping[str, Rows] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The part of each batch that one of several processes reads."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, rows: Rows) -> Rows:
+        """Returns this process's consecutive part; parts differ by one row at most."""
+        return rows[len(rows) * self.index // self.count : len(rows) * (self.index + 1) // self.count]
+
+
+class Column(Protocol):
+    """What stands in for the samples of a modality: something known of each row."""
+
+    def of(self, rows: Rows, epoch: int) -> Any:
+        """Returns an array `[B, ...]` of rows `[B]`."""
 
 
 def epoch_order(rows: Rows, seed: int, epoch: int) -> Rows:
@@ -47,9 +77,25 @@ class TrainingBatches(Sampler[BatchRequest]):
         epochs: Number of epochs.
         seed: Seed of the order.
         start_step: Steps that have been done before.
+        shard: The part of each batch to be read here.
+        random: Modality -> how many of its observations are drawn at random beside each batch.
+        drawn: Those of them that the modality draws itself; the others are rows like any.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, epochs: int, seed: int, start_step: int = 0) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        start_step: int = 0,
+        shard: Shard | None = None,
+        random: Mapping[str, int] | None = None,
+        drawn: Iterable[str] = (),
+    ) -> None:
+        self.shard = shard or Shard()
+        self.random = random or {}
+        self.drawn = frozenset(drawn)
         self.rows = rows
         self.batch_size = min(batch_size, len(rows))
         self.epochs = epochs
@@ -67,7 +113,15 @@ class TrainingBatches(Sampler[BatchRequest]):
                 step = epoch * self.steps_per_epoch + position
                 if step >= self.start_step:
                     start = position * self.batch_size
-                    yield BatchRequest(epoch, step, order[start : start + self.batch_size])
+                    rows = self.shard.of(order[start : start + self.batch_size])
+                    yield BatchRequest(epoch, step, rows, {name: self._random(name, step) for name in self.random})
+
+    def _random(self, name: str, step: int) -> Rows:
+        if name in self.drawn:
+            return self.shard.of(-1 - np.arange(self.random[name]))
+        digest = hashlib.blake2b(f"{self.seed}:{step}:{name}".encode(), digest_size=16).digest()
+        generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+        return self.shard.of(generator.choice(self.rows, self.random[name]))
 
 
 class SequentialBatches(Sampler[BatchRequest]):
@@ -85,11 +139,15 @@ class SequentialBatches(Sampler[BatchRequest]):
             yield BatchRequest(0, step, self.rows[step * self.batch_size : (step + 1) * self.batch_size])
 
 
+Batches = Sampler[BatchRequest] | Sequence[BatchRequest]
+
+
 class _BatchDataset(Dataset[dict[str, Any]]):
     """Reads a whole batch at a time; rows with anything unreadable are left out of all modalities."""
 
-    def __init__(self, readers: Mapping[str, SampleReader], threads: int) -> None:
+    def __init__(self, readers: Mapping[str, SampleReader], columns: Mapping[str, Column], threads: int) -> None:
         self.readers = dict(readers)
+        self.columns = dict(columns)
         self.threads = threads
         self._pool: ThreadPoolExecutor | None = None
 
@@ -104,21 +162,43 @@ class _BatchDataset(Dataset[dict[str, Any]]):
             for i in range(len(request.rows))
             if not any(isinstance(column[i], BadSample) for column in columns.values())
         ]
-        inputs = {
-            name: self.readers[name].modality.collate([column[i] for i in keep])
-            for name, column in columns.items()
-            if keep
-        }
+        rows, inputs = request.rows[keep], {}
+        random = {name: request.random[name] for name in request.random}
+        for name, reader in self.readers.items():
+            samples = [columns[name][i] for i in keep]
+            if name in random:
+                more = self._random_samples(reader, request)
+                bad += [s for s in more if isinstance(s, BadSample)]
+                good = [i for i, s in enumerate(more) if not isinstance(s, BadSample)]
+                random[name] = random[name][good]
+                samples += [more[i] for i in good]
+            if samples:
+                inputs[name] = reader.modality.collate(samples)
+        for name, column in self.columns.items():
+            wanted = np.concatenate([rows, random[name]]) if name in random else rows
+            inputs[name] = torch.from_numpy(column.of(wanted, request.epoch))
         return {
             "epoch": request.epoch,
             "step": request.step,
-            "rows": torch.from_numpy(request.rows[keep]),
+            "rows": torch.from_numpy(rows),
+            "random": {name: torch.from_numpy(chosen) for name, chosen in random.items()},
             "inputs": inputs,
             "bad": bad,
         }
 
     def _samples(self, reader: SampleReader, request: BatchRequest) -> list[Any]:
         rows = request.rows.tolist()
+        decoded = self._decoded(reader, rows)
+        return [reader.finish(d, row, request.epoch) for d, row in zip(decoded, rows, strict=True)]
+
+    def _random_samples(self, reader: SampleReader, request: BatchRequest) -> list[Any]:
+        rows = request.random[reader.name].tolist()
+        if rows and rows[0] < 0:
+            return [reader.drawn(-1 - row, request.step) for row in rows]
+        decoded = self._decoded(reader, rows)
+        return [reader.finish(d, row, request.epoch) for d, row in zip(decoded, rows, strict=True)]
+
+    def _decoded(self, reader: SampleReader, rows: list[int]) -> list[Any]:
         if self.threads > 1:
             # Decoders release the interpreter's lock, so threads decode side by side.
             if self._pool is None:
@@ -128,24 +208,26 @@ class _BatchDataset(Dataset[dict[str, Any]]):
             decoded = [reader.read(row) for row in rows]
         for row, sample in zip(rows, decoded, strict=True):
             reader.keep(row, sample)
-        return [reader.finish(d, row, request.epoch) for d, row in zip(decoded, rows, strict=True)]
+        return decoded
 
 
 def batches(
     readers: Mapping[str, SampleReader],
-    sampler: TrainingBatches | SequentialBatches,
+    sampler: Batches,
     *,
     workers: int,
     pin_memory: bool,
+    columns: Mapping[str, Column] | None = None,
 ) -> DataLoader[dict[str, Any]]:
     """Returns a loader of batches.
 
     Each batch is a dictionary: `epoch`, `step`, `rows` (`[B]` row numbers), `inputs` (modality ->
-    what its `collate` made of those rows; empty if none could be read) and `bad` (list of
+    what its `collate` made of those rows, and behind them of the random ones; no entry if none could
+    be read), `random` (modality -> numbers of the random ones that could be read) and `bad` (list of
     `BadSample`).
     """
     cores = os.cpu_count() or 1
-    dataset = _BatchDataset(readers, threads=cores if workers == 0 else 1)
+    dataset = _BatchDataset(readers, columns or {}, threads=cores if workers == 0 else 1)
     return DataLoader(
         dataset,
         batch_size=None,
@@ -153,25 +235,39 @@ def batches(
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=_PREFETCH if workers else None,
-        persistent_workers=False,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        persistent_workers=False,  # one pass over the sampler is the whole stage
         # A loader draws a seed for its workers when it starts. From the global stream, that draw would
         # set a stage that goes on from a checkpoint apart from one that never stopped.
         generator=torch.Generator(),
     )
 
 
-def plan_workers(readers: Mapping[str, SampleReader], rows: Rows, loader: LoaderConfig) -> tuple[int, int]:
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Lets the training process end the workers: a terminal or a scheduler signals all processes at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A worker that is ended by a signal makes the loader raise in the middle of a step. One that leaves
+    # by itself is found missing between two steps, when a checkpoint can be written.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+
+def plan_workers(
+    readers: Mapping[str, SampleReader], rows: Rows, loader: LoaderConfig, device: torch.device
+) -> tuple[int, int]:
     """Decides how many loader processes to use, and how many bytes each reader may keep decoded.
 
-    Where all decoded samples fit in memory, reading them once and keeping them in the training
-    process beats any number of processes.
+    On a CPU, where all decoded samples fit in memory, reading them once and keeping them in the
+    training process beats any number of processes. An accelerator would have to wait meanwhile.
     """
+    if not readers:  # what is left to look up takes no time
+        return loader.workers or 0, 0
     budget = loader.decoded_cache_mib * _MIB
     sizes = {name: _typical_size(reader, rows) for name, reader in readers.items()}
     fits = sum(sizes.values()) * len(rows) <= budget
     workers = loader.workers
     if workers is None:
-        workers = 0 if fits else max(1, (os.cpu_count() or 1) - 1)
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        workers = 0 if fits and device.type == "cpu" else max(1, cores - 1)
     return workers, budget // max(1, len(readers)) // max(1, workers)
 
 

@@ -119,8 +119,19 @@ class SampleReader:
         except Exception as error:
             return BadSample(self.data.key(row), self.name, describe(error))
 
+    def drawn(self, number: int, step: int) -> Any:
+        """Returns an observation that the modality draws itself, ready for `collate`, or a `BadSample`."""
+        rng = self._generator(f"{self.seed}:{step}:{self.name}:random {number}")
+        try:
+            return self.modality.transform(self.modality.draw(rng), train=self.train, rng=rng)
+        except Exception as error:
+            return BadSample(f"random {number} of step {step}", self.name, describe(error))
+
     def _rng(self, row: int, epoch: int) -> np.random.Generator:
-        text = f"{self.seed}:{epoch}:{self.name}:{self.data.key(row)}"
+        return self._generator(f"{self.seed}:{epoch}:{self.name}:{self.data.key(row)}")
+
+    @staticmethod
+    def _generator(text: str) -> np.random.Generator:
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
         return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 

@@ -184,6 +184,14 @@ class Modality(Generic[ConfigT]):
         """
         return sample
 
+    def draw(self, rng: np.random.Generator) -> Any:
+        """Draws an observation from nowhere, as `read` would return it: for a location, a random place on Earth.
+
+        Losses with `random_negatives` use it. Where it is not defined, other rows of the data set are
+        drawn instead.
+        """
+        raise TypeError(f"{type(self).__name__} does not define draw()")
+
     def collate(self, samples: Sequence[Any]) -> Any:
         """Makes a batch of samples: a tensor, or a dictionary of tensors with B rows each."""
         import numpy as np

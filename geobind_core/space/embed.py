@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from geobind_core.config.models import LoaderConfig
-from geobind_core.data.loading import SequentialBatches, batches, plan_workers
+from geobind_core.data.loading import Batches, SequentialBatches, batches, plan_workers
 from geobind_core.data.paired import Rows
 from geobind_core.data.samples import BadSample, SampleReader
 from geobind_core.space.encoder import SpaceEncoder
@@ -51,27 +51,54 @@ def embed_rows(
         device: Where the network is.
         advance: Told how many rows have been done since the last call.
     """
-    workers, _ = plan_workers({reader.name: reader}, rows, loader)
-    loaded = batches(
-        {reader.name: reader},
-        SequentialBatches(rows, batch_size),
-        workers=workers,
-        pin_memory=device.type == "cuda",
-    )
     kept: list[torch.Tensor] = []
     parts: list[torch.Tensor] = []
     bad: list[BadSample] = []
-    with torch.inference_mode():
-        for batch in loaded:
-            bad += batch["bad"]
-            if len(batch["rows"]):
-                moved = to_device(batch["inputs"][reader.name], device)
-                parts.append(encoder(moved).embedding.cpu())
-                kept.append(batch["rows"])
-            advance(len(batch["rows"]) + len(batch["bad"]))
+    requests = SequentialBatches(rows, batch_size)
+
+    def embed(batch: Any) -> torch.Tensor:
+        embedding: torch.Tensor = encoder(batch).embedding
+        return embedding
+
+    for part in embed_batches(reader, embed, requests, rows, loader=loader, device=device):
+        bad += part.bad
+        if len(part.rows):
+            parts.append(part.embeddings)
+            kept.append(part.rows)
+        advance(len(part.rows) + len(part.bad))
     if not parts:
         return EmbeddedRows(torch.empty(0, dtype=torch.long), torch.empty(0, encoder.embed_dim), bad)
-    return EmbeddedRows(torch.cat(kept), torch.cat(parts).clone(), bad)
+    return EmbeddedRows(torch.cat(kept), torch.cat(parts), bad)
+
+
+def embed_batches(
+    reader: SampleReader,
+    embed: Callable[[Any], torch.Tensor],
+    requests: Batches,
+    rows: Rows,
+    *,
+    loader: LoaderConfig,
+    device: torch.device,
+) -> Iterator[EmbeddedRows]:
+    """Yields the embeddings of one batch after the other.
+
+    Args:
+        reader: Reads the modality.
+        embed: A batch on `device` to `[B, D]`.
+        requests: The batches.
+        rows: All rows that they have, to plan the reading by.
+        loader: How to read.
+        device: Where the network is.
+    """
+    workers, _ = plan_workers({reader.name: reader}, rows, loader, device)
+    loaded = batches({reader.name: reader}, requests, workers=workers, pin_memory=device.type == "cuda")
+    for batch in loaded:
+        rows_of_batch, embeddings = batch["rows"], torch.empty(0, 0)
+        if len(rows_of_batch):
+            with torch.inference_mode():
+                embeddings = embed(to_device(batch["inputs"][reader.name], device)).float().cpu()
+            embeddings = embeddings.clone()  # an inference tensor cannot take part in training
+        yield EmbeddedRows(rows_of_batch, embeddings, batch["bad"])
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,23 +39,33 @@ class SpaceEncoder(nn.Module):
 
     def forward(self, batch: Any) -> EncoderOutput:
         """Returns the embeddings `[B, D]`: float32 and of unit norm, also under autocast."""
-        output = as_output(self.encoder(batch))
-        embedding = output.embedding
-        if self.projection is not None:
-            embedding = self.projection(embedding)
-        output.embedding = nn.functional.normalize(embedding.float(), dim=-1)
-        return output
+        return project(as_output(self.encoder(batch)), self.projection)
 
     def freeze(self) -> None:
         """Makes it frozen in both senses: evaluation mode and no gradients."""
         self.eval()
         self.requires_grad_(False)
 
-    def unfreeze(self) -> None:
-        """Makes it ready to be trained, all but what the plugin itself has fixed."""
+    def unfreeze(self, *, trunk: bool = True) -> None:
+        """Makes it ready to be trained, all but what the plugin itself has fixed.
+
+        Args:
+            trunk: Whether the encoder is trained too, or the projection alone.
+        """
         self.train()
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name not in self._fixed)
+        if not trunk:
+            self.encoder.eval()
+            self.encoder.requires_grad_(False)
+
+
+def project(output: EncoderOutput, projection: nn.Module | None) -> EncoderOutput:
+    """Takes an encoder's own output `[B, raw_dim]` into the space: `[B, D]`, of unit norm."""
+    embedding = output.embedding if projection is None else projection(output.embedding)
+    # Not below float32, whatever autocast made of it; float64 stays.
+    embedding = embedding if embedding.dtype == torch.float64 else embedding.float()
+    return replace(output, embedding=nn.functional.normalize(embedding, dim=-1))
 
 
 def as_output(value: Any) -> EncoderOutput:

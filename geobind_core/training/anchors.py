@@ -1,81 +1,252 @@
-"""The anchors of a stage: frozen, seen to be so, and embedded once where they stay the same."""
+"""What is frozen is embedded once: from the samples into the cache, and from there into every batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import hashlib
+import inspect
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from accelerate import Accelerator
 
+from geobind_core.config.models import AlignConfig
+from geobind_core.data.cache_entries import EntryDescription, cache_root
+from geobind_core.data.cell_ids import Ids, cell_ids, view_ids
+from geobind_core.data.embedding_cache import EmbeddingCache
+from geobind_core.data.loading import BatchRequest
 from geobind_core.data.paired import Rows
 from geobind_core.data.samples import BadSample, SampleReader
-from geobind_core.errors import TrainingError
-from geobind_core.plugins.modality import EncoderOutput
+from geobind_core.errors import RunFolderError
+from geobind_core.plugins.modality import Modality
 from geobind_core.plugins.stage_kind import StageContext
-from geobind_core.space.embed import embed_rows
+from geobind_core.space.embed import embed_batches
 from geobind_core.space.encoder import content_hash
+from geobind_core.training.frozen import FrozenPart
+from geobind_core.training.processes import Processes
 
-
-@contextmanager
-def frozen(context: StageContext, anchors: Iterable[str], device: torch.device) -> Iterator[None]:
-    """Keeps the anchors frozen while the block runs, and makes sure that they were.
-
-    Raises:
-        TrainingError: The weights of one of them changed.
-    """
-    before = {}
-    for name in anchors:
-        context.encoders[name].freeze()
-        before[name] = content_hash(context.encoders[name])
-        context.encoders[name].to(device)
-    yield
-    for name, expected in before.items():
-        if content_hash(context.encoders[name].cpu()) != expected:
-            raise TrainingError(
-                f"the frozen encoder of '{name}' changed during the stage; its result is not kept.",
-                place=str(context.folder),
-                hint="A plugin or a module shared between modalities writes to it.",
-            )
+_ROWS_AT_A_TIME = 256
+_ROWS_PER_SEGMENT = 8192
+_SECONDS_PER_SEGMENT = 30.0
 
 
 @dataclass(frozen=True)
-class FixedAnchor:
-    """Embeddings of an anchor that is the same in every epoch: `[N, D]`, and where each row's is."""
+class CachedColumn:
+    """The output of something frozen for every row, read from the cache.
 
-    embeddings: torch.Tensor
-    position: torch.Tensor
+    Attributes:
+        cache: Has the embeddings.
+        positions: `[K, N]` where the cache has view k of row n of the data set.
+    """
 
-    def of(self, rows: torch.Tensor, device: torch.device) -> EncoderOutput:
-        """Returns the embeddings `[B, D]` of rows `[B]`."""
-        return EncoderOutput(self.embeddings[self.position[rows]].to(device))
+    cache: EmbeddingCache
+    positions: npt.NDArray[np.int64]
+
+    def of(self, rows: Rows, epoch: int) -> npt.NDArray[np.float32]:
+        """Returns the embeddings `[B, D]` of rows `[B]` as they are in an epoch."""
+        return self.cache.read(self.positions[epoch % len(self.positions), rows])
 
 
-def embed_anchor(
-    context: StageContext, reader: SampleReader, rows: Rows, *, batch_size: int, device: torch.device
-) -> tuple[FixedAnchor, Rows, list[BadSample]]:
-    """Embeds an anchor that is not augmented, once for the whole stage.
+def cached_column(
+    part: FrozenPart,
+    config: AlignConfig,
+    context: StageContext,
+    reader: SampleReader,
+    rows: Rows,
+    accelerator: Accelerator,
+    processes: Processes,
+) -> tuple[CachedColumn, list[BadSample]]:
+    """Embeds what the cache does not have yet, and returns all of it.
+
+    The processes share the work. Rows are embedded in the same batches whatever is in the cache
+    already, so that a stage that was killed here ends with the same weights to the bit.
 
     Args:
-        context: The stage's; the anchor's network is on `device`.
-        reader: Reads the anchor, without augmentation.
+        part: What is frozen; its network is on the accelerator's device.
+        config: The stage's settings.
+        context: The stage's context.
+        reader: Reads the modality.
         rows: The training rows.
-        batch_size: Rows in the network at a time.
-        device: Where the network is.
+        accelerator: Accelerate.
+        processes: The processes of the stage.
 
     Returns:
-        The embeddings, the rows that could be read, and what could not.
+        The column, and what could not be read, the same on all processes.
+
+    Raises:
+        RunFolderError: The cache cannot be read or written.
     """
-    with context.reporter.task(f"  {reader.name} (frozen)", len(rows), "rows") as task:
-        embedded = embed_rows(
-            reader,
-            context.encoders[reader.name],
-            rows,
-            batch_size=batch_size,
-            loader=context.run.loader,
-            device=device,
-            advance=task.advance,
+    filling = _Filling(part, config, context, reader, rows, accelerator, processes)
+    filling.fill(processes.index, processes.count)
+    if processes.any(bool(filling.missing())):
+        # What others wrote cannot be seen here: every machine has a cache of its own.
+        filling.fill(processes.local_index, processes.local_count)
+    if lost := filling.missing():
+        raise RunFolderError(
+            f"{lost} embeddings of '{part.name}' are not in the cache, though they have been stored.",
+            place=str(filling.cache.folder),
+            hint="Was it pruned just now? Run the same command again.",
         )
-    position = torch.full((len(reader.data),), -1, dtype=torch.long)
-    position[embedded.rows] = torch.arange(len(embedded.rows))
-    return FixedAnchor(embedded.embeddings, position), embedded.rows.numpy(), embedded.bad
+    positions = np.full((part.views, len(reader.data)), -1, dtype=np.int64)
+    positions[:, rows] = filling.positions
+    return CachedColumn(filling.cache, positions), filling.bad
+
+
+class _Filling:
+    """The cache of one frozen part while what it lacks is being embedded."""
+
+    def __init__(
+        self,
+        part: FrozenPart,
+        config: AlignConfig,
+        context: StageContext,
+        reader: SampleReader,
+        rows: Rows,
+        accelerator: Accelerator,
+        processes: Processes,
+    ) -> None:
+        self.part = part
+        self.context = context
+        self.encoder = context.encoders[part.name]
+        self.reader = reader
+        self.rows = rows
+        self.accelerator = accelerator
+        self.processes = processes
+        self.batch_size = config.micro_batch_size or min(config.batch_size, _ROWS_AT_A_TIME)
+        self.cache = EmbeddingCache.open(cache_root(), _description(part, config, context, reader, accelerator))
+        own = cell_ids(reader.data, part.name, rows, is_file=reader.modality.reads_files)
+        self.ids: list[Ids] = [view_ids(own, view) if part.augmented else own for view in range(part.views)]
+        self._failed: dict[bytes, str] = {}
+        self._locate()
+        for warning in self.cache.warnings if processes.is_main else ():
+            context.reporter.warn(warning)
+
+    @property
+    def bad(self) -> list[BadSample]:
+        """What is missing because it cannot be read."""
+        found = []
+        for i, identity in self._missing():
+            if identity in self._failed:
+                key = self.reader.data.key(int(self.rows[i]))
+                found.append(BadSample(key, self.part.name, self._failed[identity]))
+        return found
+
+    def missing(self) -> int:
+        """Returns how many embeddings are missing of what can be read."""
+        return sum(identity not in self._failed for _, identity in self._missing())
+
+    def _missing(self) -> Iterator[tuple[int, bytes]]:
+        for view, ids in enumerate(self.ids):
+            for i in np.flatnonzero(self.positions[view] < 0).tolist():
+                yield i, ids[i].tobytes()
+
+    def fill(self, index: int, count: int) -> None:
+        """Embeds the index-th of `count` parts of what is missing, and finds out what the others have done."""
+        requests = list(self._requests())
+        own = requests[index::count]
+        if requests:
+            total = sum(len(request.rows) for request in own)
+            title = f"  {self.part.name} ({'frozen trunk' if self.part.is_trunk else 'frozen'})"
+            with self.context.reporter.task(title, total, "rows") as task:
+                for done in self._embed(own):
+                    task.advance(done)
+        for failed in self.processes.all_objects(self._failed):
+            self._failed |= failed
+        self.cache.refresh()
+        self._locate()
+
+    def _locate(self) -> None:
+        self.positions = np.stack([self.cache.locate(ids) for ids in self.ids])
+
+    def _requests(self) -> Iterator[BatchRequest]:
+        """Yields what is missing, in batches whose borders do not depend on what there is."""
+        seen: set[bytes] = set()
+        for start in range(0, len(self.rows), self.batch_size):
+            for view, ids in enumerate(self.ids):
+                block = slice(start, start + self.batch_size)
+                chosen = []
+                for i in np.flatnonzero(self.positions[view, block] < 0) + start:
+                    identity = ids[i].tobytes()
+                    if identity not in seen:  # captions repeat
+                        seen.add(identity)
+                        chosen.append(i)
+                if chosen:
+                    yield BatchRequest(view, start, self.rows[chosen])
+
+    def _embed(self, requests: list[BatchRequest]) -> Iterator[int]:
+        """Embeds and stores; yields how many rows are done."""
+        device, pending, waiting, since = self.accelerator.device, [], 0, time.monotonic()
+
+        def embed(batch: Any) -> torch.Tensor:
+            with self.accelerator.autocast():
+                return self.part.embed(self.encoder, batch).embedding
+
+        loaded = embed_batches(self.reader, embed, requests, self.rows, loader=self.context.run.loader, device=device)
+        for request, done in zip(requests, loaded, strict=True):
+            ids = self.ids[request.epoch]
+            reasons = {sample.key: sample.reason for sample in done.bad}
+            for row in np.setdiff1d(request.rows, done.rows):
+                self._failed[ids[self._at(row)].tobytes()] = reasons[self.reader.data.key(int(row))]
+            if len(done.rows):
+                ids = ids[self._at(done.rows.numpy())]
+                pending.append((ids, done.embeddings.numpy()))
+                waiting += len(ids)
+            if waiting >= _ROWS_PER_SEGMENT or (waiting and time.monotonic() - since > _SECONDS_PER_SEGMENT):
+                self._store(pending)
+                pending, waiting, since = [], 0, time.monotonic()
+            yield len(request.rows)
+        self._store(pending)
+
+    def _at(self, rows: Any) -> Any:
+        """Returns where rows of the data set stand among the training rows, which are in order."""
+        return np.searchsorted(self.rows, rows)
+
+    def _store(self, pending: list[tuple[Ids, npt.NDArray[np.float32]]]) -> None:
+        if pending:
+            self.cache.append(np.concatenate([ids for ids, _ in pending]), np.concatenate([v for _, v in pending]))
+
+
+def _description(
+    part: FrozenPart, config: AlignConfig, context: StageContext, reader: SampleReader, accelerator: Accelerator
+) -> EntryDescription:
+    encoder = context.encoders[part.name]
+    transform: dict[str, Any] = {
+        # Weights are known by their content, and where they came from is not part of it.
+        "config": reader.modality.config.model_dump(
+            mode="json", exclude={"plugin", "pretrained", "init_from", "projection"}
+        ),
+        "code": _code(type(reader.modality)),
+    }
+    if part.augmented:
+        transform |= {"augment": config.augment[part.name], "seed": reader.seed}
+    assert config.anchor_cache != "off"  # or else nothing is cached
+    return EntryDescription(
+        modality=part.name,
+        plugin=reader.modality.name,
+        encoder=content_hash(part.network(encoder)),
+        output="features" if part.is_trunk else "embedding",
+        dimension=encoder.raw_dim if part.is_trunk else encoder.embed_dim,
+        precision=str(accelerator.mixed_precision),
+        dtype=config.anchor_cache,
+        transform=transform,
+    )
+
+
+def _code(modality: type[Modality[Any]]) -> dict[str, str]:
+    """Identifies the code that reads samples: another release of it, or an edit while it is being written."""
+    distributions = metadata.packages_distributions().get(modality.__module__.split(".")[0], [])
+    try:
+        source = inspect.getsourcefile(modality)
+    except TypeError:  # typed into a notebook
+        source = None
+    return {
+        "class": f"{modality.__module__}:{modality.__qualname__}",
+        "version": ", ".join(sorted(f"{name} {metadata.version(name)}" for name in set(distributions))),
+        "source": hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "",
+    }

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from geobind_core.data.samples import BadSample
-from geobind_core.files import read_json, recover_folder, replacing_folder, write_json
+from geobind_core.data.samples import BadSample, describe
+from geobind_core.errors import RunFolderError
+from geobind_core.files import read_json, recover_folder, replacing_folder, temporary_beside, write_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from geobind_core.training.processes import Processes
 
 FOLDER = "checkpoint"
 _STATE = "stage_state.json"
@@ -26,26 +29,59 @@ class StageState:
         step: Steps done.
         seconds: Training time so far.
         bad: Bad samples found so far.
+        saved_step: The step of the last checkpoint; None before the first.
     """
 
     fingerprint: str
     step: int = 0
     seconds: float = 0.0
     bad: list[BadSample] = field(default_factory=list)
+    saved_step: int | None = None
 
 
-def save(accelerator: Accelerator, stage_folder: Path, state: StageState) -> None:
-    """Writes a checkpoint in place of the last."""
-    with replacing_folder(stage_folder / FOLDER) as temporary:
-        accelerator.save_state(str(temporary))
-        write_json(
-            temporary / _STATE,
-            {
-                "fingerprint": state.fingerprint,
-                "step": state.step,
-                "seconds": state.seconds,
-                "bad": [[b.key, b.modality, b.reason] for b in state.bad],
-            },
+def save(accelerator: Accelerator, processes: Processes, stage_folder: Path, state: StageState) -> None:
+    """Writes a checkpoint in place of the last; all processes write their parts of it.
+
+    Raises:
+        RunFolderError: It cannot be written, on a full disk for one. The last checkpoint stays.
+    """
+    target = stage_folder / FOLDER
+    if processes.is_main:
+        with replacing_folder(target) as temporary:
+            processes.wait()
+            _write_part(accelerator, processes, temporary, state)
+            write_json(
+                temporary / _STATE,
+                {
+                    "fingerprint": state.fingerprint,
+                    "step": state.step,
+                    "seconds": state.seconds,
+                    "bad": [[b.key, b.modality, b.reason] for b in state.bad],
+                },
+            )
+    else:
+        processes.wait()
+        _write_part(accelerator, processes, temporary_beside(target), state)
+    state.saved_step = state.step
+
+
+def _write_part(accelerator: Accelerator, processes: Processes, folder: Path, state: StageState) -> None:
+    from safetensors import SafetensorError
+
+    from geobind_core.training.failures import safe_until
+
+    problem = ""
+    try:
+        accelerator.save_state(str(folder))
+    # torch says RuntimeError and safetensors something of its own where the disk says ENOSPC.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        problem = describe(error)
+    problems = [p for p in processes.all_objects(problem) if p]
+    if problems:
+        raise RunFolderError(
+            f"the checkpoint of step {state.step} cannot be written: {problems[0]}.",
+            place=str(folder.parent),
+            hint=f"{safe_until(state.saved_step)} Make room, then run the same command again.",
         )
 
 
@@ -55,7 +91,8 @@ def read_state(stage_folder: Path, fingerprint: str) -> StageState | None:
     raw = read_json(stage_folder / FOLDER / _STATE)
     if not isinstance(raw, dict) or raw.get("fingerprint") != fingerprint:
         return None
-    return StageState(fingerprint, raw["step"], raw["seconds"], [BadSample(*b) for b in raw["bad"]])
+    bad = [BadSample(*b) for b in raw["bad"]]
+    return StageState(fingerprint, raw["step"], raw["seconds"], bad, saved_step=raw["step"])
 
 
 def restore(accelerator: Accelerator, stage_folder: Path) -> None:

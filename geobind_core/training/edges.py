@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from geobind_core.data.paired import PairedData
-from geobind_core.plugins.loss import Loss
+from geobind_core.plugins.loss import ExtraItems, LocalPair, Loss, LossOutput
 from geobind_core.plugins.modality import EncoderOutput
+from geobind_core.training.processes import Processes
+from geobind_core.training.queue import NegativeQueue
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,36 @@ class Edge:
     loss: Loss[Any]
     weight: float
 
+    def galleries(self) -> tuple[str, ...]:
+        """Returns the modalities that the other one picks its own item out of."""
+        direction = self.loss.config.direction
+        first = (self.first,) if direction != "first_to_second" else ()
+        return first if direction == "second_to_first" else (*first, self.second)
+
+    def queue(self) -> int:
+        """Returns how many past items each gallery of this pair has."""
+        return int(getattr(self.loss.config, "queue", 0))
+
+    def random_negatives(self) -> int:
+        """Returns how many random items a gallery of this pair has in each step."""
+        return int(getattr(self.loss.config, "random_negatives", 0))
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """Which rows a batch has, over all processes.
+
+    Attributes:
+        rows: `[N]` row numbers of the whole batch, on the CPU, process after process.
+        sizes: How many of them each process has; their sum is N.
+        random: Modality -> `[R]` row numbers of this process's random negatives, whose embeddings
+            follow those of the batch in the encoder's output.
+    """
+
+    rows: torch.Tensor
+    sizes: tuple[int, ...]
+    random: Mapping[str, torch.Tensor]
+
 
 class EdgeLosses(nn.Module):
     """The weighted mean of the losses of all edges.
@@ -30,34 +62,63 @@ class EdgeLosses(nn.Module):
     Args:
         edges: The edges; weights are normalised to sum 1.
         data: Where labels come from.
+        embed_dim: D of the embeddings.
+        processes: Who holds the rows of a batch.
     """
 
-    def __init__(self, edges: Sequence[Edge], data: PairedData) -> None:
+    def __init__(
+        self, edges: Sequence[Edge], data: PairedData, embed_dim: int, processes: Processes | None = None
+    ) -> None:
         super().__init__()
         self.edges = tuple(edges)
+        self.processes = processes or Processes()
         self.losses = nn.ModuleList(edge.loss.build() for edge in edges)
         total = sum(edge.weight for edge in edges)
         self.weights = [edge.weight / total for edge in edges]
-        self._labels = [
-            [torch.from_numpy(codes) for codes in data.pair_labels(edge.first, edge.second)] for edge in edges
-        ]
+        columns = [data.pair_labels(edge.first, edge.second) for edge in edges]
+        self._labels = [torch.stack([torch.from_numpy(c) for c in codes], 1) if codes else None for codes in columns]
+        self.queues = nn.ModuleList(
+            nn.ModuleDict({name: NegativeQueue(edge.queue(), embed_dim, len(codes)) for name in edge.galleries()})
+            if edge.queue()
+            else nn.ModuleDict()
+            for edge, codes in zip(edges, columns, strict=True)
+        )
 
     def forward(
-        self, outputs: Mapping[str, EncoderOutput], rows: torch.Tensor
+        self, outputs: Mapping[str, EncoderOutput], batch: BatchRows
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Returns the loss of a batch and what is to be logged.
+        """Returns this process's share of the loss of a batch, and what is to be logged.
+
+        The shares of all processes add up to the loss.
 
         Args:
-            outputs: Modality -> embeddings `[B, D]` of the same rows.
-            rows: `[B]` row numbers, on the CPU.
+            outputs: Modality -> embeddings `[B, D]` of this process's rows, and after them those of
+                its random negatives.
+            batch: The rows of all processes.
         """
+        own, extra = self._split(outputs, batch)
+        everything = {name: self.processes.gather(output, batch.sizes) for name, output in own.items()}
+        device = next(iter(own.values())).embedding.device
+        rows = _to(batch.rows, device)
         total: torch.Tensor | None = None
         logs: dict[str, torch.Tensor] = {}
         shared: dict[str, list[torch.Tensor]] = {}
-        parts = zip(self.edges, self.losses, self.weights, self._labels, strict=True)
-        for edge, loss, weight, labels in parts:
-            first, second = outputs[edge.first], outputs[edge.second]
-            result = loss(first, second, _same_label(labels, rows, first.embedding.device))
+        for i, (edge, weight) in enumerate(zip(self.edges, self.weights, strict=True)):
+            codes = self._labels[i]
+            pair = LocalPair(
+                own[edge.first],
+                own[edge.second],
+                everything[edge.first],
+                everything[edge.second],
+                offset=sum(batch.sizes[: self.processes.index]),
+                rows=rows,
+                labels=None if codes is None else _to(codes[batch.rows], device),
+                extra_first=self._extra(i, edge.first, extra),
+                extra_second=self._extra(i, edge.second, extra),
+            )
+            result = self._share(self.losses[i], pair)
+            for name, queue in self._queues(i):
+                queue.push(everything[name].embedding, rows, pair.labels)
             total = result.value * weight if total is None else total + result.value * weight
             for name, value in result.logs.items():
                 shared.setdefault(name, []).append(value)
@@ -65,6 +126,55 @@ class EdgeLosses(nn.Module):
                     logs[f"{name}/{edge.first}_{edge.second}"] = value
         assert total is not None  # a stage has at least one edge
         return total, {name: torch.stack(values).mean() for name, values in shared.items()} | logs
+
+    def _share(self, loss: nn.Module, pair: LocalPair) -> LossOutput:
+        forward_local = getattr(loss, "forward_local", None)
+        if callable(forward_local):
+            result: LossOutput = forward_local(pair)
+            return result
+        # A loss that knows of one process only is computed whole by each, and each has an equal share in it.
+        result = loss(pair.all_first, pair.all_second, same_label(pair.labels))
+        return replace(result, value=result.value / self.processes.count)
+
+    def _split(
+        self, outputs: Mapping[str, EncoderOutput], batch: BatchRows
+    ) -> tuple[dict[str, EncoderOutput], dict[str, ExtraItems]]:
+        """Parts the rows of the batch from the random negatives, and puts those of all processes together."""
+        own, extra = dict(outputs), {}
+        size = batch.sizes[self.processes.index]
+        for name, rows in batch.random.items():
+            output = outputs[name]
+            own[name] = replace(output, **{k: v[:size] for k, v in vars(output).items() if v is not None})
+            agreed = self.processes.agree(rows, max(self.processes.all_objects(len(rows))))
+            gathered = self.processes.gather(EncoderOutput(output.embedding[size:]), agreed.sizes)
+            extra[name] = ExtraItems(gathered.embedding, agreed.rows)
+        return own, extra
+
+    def _extra(self, edge: int, name: str, random: Mapping[str, ExtraItems]) -> ExtraItems | None:
+        """Returns the further items of an edge's gallery: random ones and past ones."""
+        found = [queue.items() for owner, queue in self._queues(edge) if owner == name]
+        if self.edges[edge].random_negatives() and name in random and name in self.edges[edge].galleries():
+            found.append(self._labelled(edge, random[name]))
+        items = [item for item in found if item is not None]
+        if len(items) < 2:
+            return items[0] if items else None
+        labels = [item.labels for item in items if item.labels is not None]
+        return ExtraItems(
+            torch.cat([item.embedding for item in items]),
+            torch.cat([item.rows for item in items]),
+            torch.cat(labels) if labels else None,
+        )
+
+    def _labelled(self, edge: int, items: ExtraItems) -> ExtraItems:
+        codes, device = self._labels[edge], items.embedding.device
+        labels = None
+        if codes is not None:
+            # Row -1 is no row of the data set, and has no label.
+            labels = _to(torch.where(items.rows[:, None] < 0, -1, codes[items.rows]), device)
+        return ExtraItems(items.embedding, _to(items.rows, device), labels)
+
+    def _queues(self, edge: int) -> Iterator[tuple[str, NegativeQueue]]:
+        yield from self.queues[edge].items()  # type: ignore[operator]
 
     def clamp_(self) -> None:
         """Brings whatever has bounds back between them, after a step of the optimizer."""
@@ -74,11 +184,18 @@ class EdgeLosses(nn.Module):
                 clamp()
 
 
-def _same_label(labels: list[torch.Tensor], rows: torch.Tensor, device: torch.device) -> torch.Tensor | None:
-    if not labels:
+def same_label(labels: torch.Tensor | None) -> torch.Tensor | None:
+    """Returns `[N, N]`, true where two rows of labels `[N, K]` agree in a column, or None without labels."""
+    if labels is None:
         return None
-    same = torch.zeros(len(rows), len(rows), dtype=torch.bool)
-    for codes in labels:
-        own = codes[rows]
+    same = torch.zeros(len(labels), len(labels), dtype=torch.bool, device=labels.device)
+    for own in labels.unbind(1):
         same |= (own[:, None] == own[None, :]) & (own >= 0)[:, None]
-    return same.to(device)
+    return same
+
+
+def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Moves a small tensor; from pinned memory, since the accelerator would be waited for otherwise."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

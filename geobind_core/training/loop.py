@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from torch import nn
+from accelerate.utils.memory import should_reduce_batch_size
 
 from geobind_core.config.models import AlignConfig
-from geobind_core.data.loading import TrainingBatches, batches, plan_workers
-from geobind_core.data.paired import PairedData, Rows
-from geobind_core.data.samples import BadSample, BadSampleCount, SampleReader
-from geobind_core.errors import DataError, TrainingError
-from geobind_core.plugins.modality import Augmentation, EncoderOutput
+from geobind_core.data.paired import PairedData
+from geobind_core.data.samples import BadSample, BadSampleCount
+from geobind_core.errors import DataError
+from geobind_core.plugins.modality import EncoderOutput
 from geobind_core.plugins.stage_kind import StageContext, StageResult
 from geobind_core.space.embed import to_device
-from geobind_core.training import checkpoint
-from geobind_core.training.accelerator import make_accelerator
-from geobind_core.training.anchors import FixedAnchor, embed_anchor, frozen
-from geobind_core.training.edges import Edge, EdgeLosses
-from geobind_core.training.optimizer import build_optimizer, build_scheduler
-from geobind_core.training.seeds import derived_seed
+from geobind_core.training import checkpoint, failures
+from geobind_core.training.accelerator import make_accelerator, processes_of
+from geobind_core.training.edges import BatchRows
+from geobind_core.training.frozen import embed_live, frozen
+from geobind_core.training.interrupts import StopRequest, stop_requests
+from geobind_core.training.processes import Agreement
+from geobind_core.training.setup import Prepared, finish, prepare
 from geobind_core.training.stage_log import StageLog
-from geobind_core.training.step import StageModel, depends_on_slices, gradients, join, slices_of, spans_of
+from geobind_core.training.step import Step, gradients, slice_count, slices_of
 
 _LOG_EVERY = 10
 
@@ -36,12 +36,13 @@ def train(config: AlignConfig, context: StageContext) -> StageResult:
 
     Raises:
         DataError: There is nothing to train on, or too much of it cannot be read.
-        TrainingError: The loss is not finite, or a frozen encoder changed.
+        TrainingError: The loss is not finite, memory or a loader process failed, or a frozen encoder changed.
+        KeyboardInterrupt: Somebody asked to stop; a checkpoint has been written.
     """
     assert context.data is not None
     accelerator = make_accelerator(context.run, context.folder)
     try:
-        with frozen(context, config.anchor or (), accelerator.device):
+        with frozen(context, config, accelerator.device):
             return _Stage(config, context, context.data, accelerator).run()
     finally:
         accelerator.end_training()  # trackers write what they hold back, also of a stage that failed
@@ -49,229 +50,197 @@ def train(config: AlignConfig, context: StageContext) -> StageResult:
 
 
 class _Stage:
-    """One run of a stage: what is set up once, and the steps."""
+    """One run of a stage: the steps, and what is written down about them."""
 
     def __init__(self, config: AlignConfig, context: StageContext, data: PairedData, accelerator: Accelerator) -> None:
         self.config = config
         self.context = context
         self.data = data
         self.accelerator = accelerator
+        self.place = f"stage {config.name}"
+        self.processes = processes_of(accelerator)
         self.log = StageLog(context.folder)
-        self.seed = derived_seed(context.run.seed, config.name)
-        self.augment = {m: [Augmentation.parse(a) for a in texts] for m, texts in config.augment.items()}
-        self.live_anchors = [m for m in config.anchor or () if m in self.augment]
 
     def run(self) -> StageResult:
         fingerprint = self.context.fingerprint
         state = checkpoint.read_state(self.context.folder, fingerprint) or checkpoint.StageState(fingerprint)
-        self.log.trim(state.step)
         self.state = state
-
-        taking_part = [*self.config.train, *(self.config.anchor or ())]
-        rows = self.data.rows("train", taking_part)
-        if len(rows) < 2:
-            raise DataError(
-                f"{len(rows)} training rows have all of {', '.join(taking_part)}; expected at least 2.",
-                place=f"stage {self.config.name}, data.{self.data.name}",
-            )
-        self.bad = BadSampleCount(len(rows), self.config.max_bad_samples, f"stage {self.config.name}")
+        self.processes.wait()  # all have read what the main process now changes
+        if self.processes.is_main:
+            self.log.trim(state.step)
+        rows = self.data.rows("train", [*self.config.train, *(self.config.anchor or ())])
+        self.bad = BadSampleCount(len(rows), self.config.max_bad_samples, self.place)
         self.bad.add(state.bad)
-        anchors, rows = self._fixed_anchors(rows)
-
-        readers = {name: self._reader(name, train=True) for name in self.config.train}
-        readers |= {name: self._reader(name, train=True) for name in self.live_anchors}
-        workers, room = plan_workers(readers, rows, self.context.run.loader)
-        for reader in readers.values():
-            reader.keep_up_to(room)
-        sampler = TrainingBatches(rows, self.config.batch_size, self.config.epochs, self.seed, state.step)
-        if sampler.batch_size < self.config.batch_size:
-            self.context.reporter.warn(
-                f"stage {self.config.name}: {len(rows)} rows make one batch of {len(rows)}, "
-                f"not of {self.config.batch_size}; the pool of negatives is smaller than asked for"
-            )
-
-        micro = self.config.micro_batch_size or sampler.batch_size
-        for name in self.config.train if micro < sampler.batch_size else ():
-            if depends_on_slices(self.context.encoders[name]):
-                self.context.reporter.warn(
-                    f"stage {self.config.name}: '{name}' has batch normalisation, which sees {micro} rows at a time "
-                    f"and not {sampler.batch_size}; micro_batch_size changes its result a little"
-                )
-
-        set_seed(self.seed)
-        model = StageModel({name: self.context.encoders[name] for name in self.config.train})
-        for name in self.config.train:
-            self.context.encoders[name].unfreeze()
-        losses = EdgeLosses(self._edges(), self.data).to(self.accelerator.device)
-        optimizer = build_optimizer([model, losses], self.config.optimizer)
-        total = sampler.steps_per_epoch * self.config.epochs
-        scheduler = build_scheduler(
-            optimizer,
-            self.config.scheduler,
-            lr=self.config.optimizer.lr,
-            steps_per_epoch=sampler.steps_per_epoch,
-            total_steps=total,
+        prepared = prepare(
+            self.config, self.context, self.data, self.accelerator, self.processes, rows, state.step, self._note_bad
         )
-        wrapped, optimizer, scheduler = self.accelerator.prepare(model, optimizer, scheduler)
-        # Not prepared: autocast must not touch the logits, which need float32.
-        self.accelerator.register_for_checkpointing(losses)
         if state.step:
             checkpoint.restore(self.accelerator, self.context.folder)
-            self.context.reporter.say(f"  going on from step {state.step} of {total}")
+            self.context.reporter.say(f"  going on from step {state.step} of {prepared.total_steps}")
+        try:
+            with stop_requests() as stop:
+                summary = self._steps(prepared, stop)
+        except RuntimeError as error:  # at any point: the loader watches its workers by a signal
+            if failures.is_worker_error(error):
+                raise failures.worker_error(error, self.place, self.state.saved_step) from error
+            raise
+        finish(self.config, self.context, self.accelerator, prepared)
+        bad = [str(b) for b in self.bad.found.values()]
+        return StageResult({**summary, "rows": len(prepared.rows), "bad_samples": bad})
 
-        loader = batches(readers, sampler, workers=workers, pin_memory=self.accelerator.device.type == "cuda")
-        summary = self._steps(loader, wrapped, losses, optimizer, scheduler, anchors, total, sampler.steps_per_epoch)
-        self.accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-        for name in self.config.train:
-            self.context.encoders[name].cpu().freeze()
-        return StageResult({**summary, "rows": len(rows), "bad_samples": [str(b) for b in self.bad.found.values()]})
-
-    # ------------------------------------------------------------------ setting up
-
-    def _edges(self) -> list[Edge]:
-        return [
-            Edge(*pair.modalities, loss=self.context.make_loss(pair.loss), weight=pair.weight)
-            for pair in self.config.pairs or ()
-        ]
-
-    def _reader(self, name: str, *, train: bool) -> SampleReader:
-        modality = self.context.modalities[name].with_augment(self.augment.get(name, ()))
-        return SampleReader(self.data, name, modality, train=train, seed=self.seed)
-
-    def _fixed_anchors(self, rows: Rows) -> tuple[dict[str, FixedAnchor], Rows]:
-        anchors = {}
-        for name in (m for m in self.config.anchor or () if m not in self.augment):
-            anchors[name], rows, bad = embed_anchor(
-                self.context,
-                self._reader(name, train=False),
-                rows,
-                batch_size=self.config.micro_batch_size or self.config.batch_size,
-                device=self.accelerator.device,
-            )
-            self._note_bad(bad)
-        if len(rows) < 2:
-            raise DataError(
-                f"{len(rows)} training rows can be read; expected at least 2.",
-                place=f"stage {self.config.name}, data.{self.data.name}",
-            )
-        return anchors, rows
-
-    # ------------------------------------------------------------------ the steps
-
-    def _steps(
-        self,
-        loader: Any,
-        model: Any,
-        losses: EdgeLosses,
-        optimizer: Any,
-        scheduler: Any,
-        anchors: Mapping[str, FixedAnchor],
-        total: int,
-        steps_per_epoch: int,
-    ) -> dict[str, Any]:
-        device = self.accelerator.device
+    def _steps(self, prepared: Prepared, stop: StopRequest) -> dict[str, Any]:
         started = window = time.monotonic()
-        last_saved, before, first = started, self.state.seconds, self.state.step
+        self._saved_at, before, first = started, self.state.seconds, self.state.step
         samples = samples_in_window = 0
-        loss: torch.Tensor | None = None
-        logs: dict[str, torch.Tensor] = {}
+        total, room = prepared.total_steps, -(-prepared.batch_size // self.processes.count)
+        share: torch.Tensor | None = None
+        logs: Mapping[str, torch.Tensor] = {}
         last: dict[str, float] = {}
-        with self.context.reporter.task(f"  {self.config.name}", total, "steps", self.state.step) as task:
-            for batch in loader:
-                self._note_bad(batch["bad"])
-                rows = batch["rows"]
-                if len(rows) >= 2:  # a batch of one has nothing to tell apart
-                    inputs = to_device(batch["inputs"], device)
-                    outputs = {name: anchor.of(rows, device) for name, anchor in anchors.items()}
-                    outputs |= self._embed_live(inputs, len(rows))
-                    loss, logs = gradients(
-                        self.accelerator,
-                        model,
-                        losses,
-                        {m: inputs[m] for m in self.config.train},
-                        outputs,
-                        rows,
-                        self.config.micro_batch_size,
-                    )
-                    if self.config.optimizer.clip_norm is not None:
-                        everything = [*model.parameters(), *losses.parameters()]
-                        self.accelerator.clip_grad_norm_(everything, self.config.optimizer.clip_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    losses.clamp_()
-                    samples += len(rows)
-                    samples_in_window += len(rows)
-                scheduler.step()
+        batches = iter(prepared.loader)
+        with self.context.reporter.task(f"  {self.config.name}", total, "steps", first) as task:
+            while self.state.step < total:
+                batch = self._next(batches, stop)
+                rows, found = (batch["rows"], batch["bad"]) if batch else (torch.empty(0, dtype=torch.long), [])
+                due = self.processes.is_main and self._checkpoint_is_due(first)
+                agreed = self.processes.agree(rows, room, bool(stop), due, bool(found))
+                stopping, due, any_bad = agreed.flags
+                if stopping or due:
+                    self._save(prepared, share)
+                if stopping:
+                    self._stop(stop)
+                assert batch is not None  # the loader ends with the last step
+                if any_bad:
+                    self._note_bad([s for part in self.processes.all_objects(found) for s in part])
+                count = slice_count(max(*agreed.sizes, 1), self.config.micro_batch_size)
+                # One row has nothing to be told apart from; and a process without rows has nothing to embed.
+                if len(agreed.rows) >= 2 and min(agreed.sizes) >= count:
+                    share, logs = self._gradients(prepared, batch, agreed)
+                    prepared.updates.step()
+                    samples += len(agreed.rows)
+                    samples_in_window += len(agreed.rows)
+                prepared.updates.pass_time()
                 self.state.step = batch["step"] + 1
-                if loss is not None and (self.state.step % _LOG_EVERY == 0 or self.state.step == total):
+                if share is not None and (self.state.step % _LOG_EVERY == 0 or self.state.step == total):
+                    loss = self.processes.total(share)
+                    self._require_finite(None, loss)
                     now = time.monotonic()
-                    last = self._measured(
-                        loss,
-                        logs,
-                        batch["epoch"],
-                        scheduler.get_last_lr()[0],
-                        samples_in_window / max(now - window, 1e-9),
-                    )
+                    last = {
+                        "loss": float(loss),
+                        **{k: float(v) for k, v in logs.items()},
+                        "lr": prepared.updates.lr,
+                        "samples_per_second": samples_in_window / max(now - window, 1e-9),
+                    }
+                    self._write_down(last, batch["epoch"])
                     window, samples_in_window = now, 0
                     task.update(self.state.step, figures=_figures(last, batch["epoch"], self.config.epochs))
                 self.state.seconds = before + time.monotonic() - started
-                if self.state.step < total and self._checkpoint_is_due(last_saved):
-                    self._require_finite(loss, model, losses)
-                    checkpoint.save(self.accelerator, self.context.folder, self.state)
-                    last_saved = time.monotonic()
         if samples == 0 and first == 0:
-            raise DataError("no batch has two readable rows; nothing was trained.", place=f"stage {self.config.name}")
-        self._require_finite(loss, model, losses)
+            raise DataError("no batch has two readable rows; nothing was trained.", place=self.place)
+        self._require_finite(prepared, share)
         return {
             "steps": total,
             "epochs": self.config.epochs,
-            "steps_per_epoch": steps_per_epoch,
+            "steps_per_epoch": prepared.steps_per_epoch,
             "seconds": round(self.state.seconds, 3),
             "samples_per_second": round(samples / max(time.monotonic() - started, 1e-9), 1),
             **{k: last[k] for k in ("loss", "logit_scale") if k in last},
         }
 
-    def _embed_live(self, inputs: Mapping[str, Any], count: int) -> dict[str, EncoderOutput]:
-        spans = spans_of(count, self.config.micro_batch_size)
-        with torch.no_grad(), self.accelerator.autocast():
-            return {
-                name: join([self.context.encoders[name](piece) for piece in slices_of(inputs[name], spans)])
-                for name in self.live_anchors
-            }
+    # ------------------------------------------------------------------ one step
 
-    def _checkpoint_is_due(self, last_saved: float) -> bool:
+    def _next(self, batches: Iterator[dict[str, Any]], stop: StopRequest) -> dict[str, Any] | None:
+        """Returns the next batch; None at the end, or when the loader was stopped together with the stage."""
+        try:
+            return next(batches, None)
+        except RuntimeError as error:
+            if stop and failures.is_worker_error(error):
+                return None
+            raise
+
+    def _gradients(
+        self, prepared: Prepared, batch: Mapping[str, Any], agreed: Agreement
+    ) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        inputs = to_device(batch["inputs"], self.accelerator.device)
+        size, micro = len(batch["rows"]), self.config.micro_batch_size
+        outputs = {name: EncoderOutput(inputs[name]) for name in prepared.columns if name in (self.config.anchor or ())}
+        try:
+            for part in prepared.live:
+                count = slice_count(size, micro)
+                output = embed_live(part, self.context.encoders[part.name], inputs[part.name], count, self.accelerator)
+                if part.is_trunk:
+                    inputs[part.name] = output.embedding
+                else:
+                    outputs[part.name] = output
+            rows = BatchRows(agreed.rows, agreed.sizes, batch["random"])
+            step = Step({m: inputs[m] for m in self.config.train}, outputs, rows)
+            model = prepared.updates.model
+            share, logs = gradients(self.accelerator, model, prepared.losses, step, micro)
+        except Exception as error:
+            if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
+                raise
+            traceback.clear_frames(error.__traceback__)  # they keep the tensors that there is no room for
+            raise failures.out_of_memory_error(
+                error,
+                min(micro or size, size),
+                lambda rows: self._fits(prepared, inputs, slice_count(size, rows)),
+                self.place,
+                self.state.saved_step,
+            ) from None
+        return share, logs
+
+    def _fits(self, prepared: Prepared, inputs: Mapping[str, Any], slices: int) -> bool:
+        """Whether a batch in so many slices goes through the networks and back."""
+        torch.cuda.empty_cache()  # does nothing without CUDA
+        piece = {m: slices_of(inputs[m], slices)[0] for m in self.config.train}
+        try:
+            outputs = self.accelerator.unwrap_model(prepared.updates.model)(piece)
+            torch.autograd.backward([output.embedding.sum() for output in outputs.values()])
+        except (torch.OutOfMemoryError, RuntimeError):
+            return False
+        finally:
+            prepared.updates.model.zero_grad()
+        return True
+
+    # ------------------------------------------------------------------ what is written down
+
+    def _checkpoint_is_due(self, first: int) -> bool:
         due = self.config.checkpoint
         by_steps = due.steps is not None and self.state.step % due.steps == 0
-        return by_steps or time.monotonic() - last_saved >= due.minutes * 60
+        by_time = time.monotonic() - self._saved_at >= due.minutes * 60
+        return self.state.step > first and (by_steps or by_time)
+
+    def _save(self, prepared: Prepared, share: torch.Tensor | None) -> None:
+        self._require_finite(prepared, share)
+        if self.state.step > 0:
+            checkpoint.save(self.accelerator, self.processes, self.context.folder, self.state)
+        self._saved_at = time.monotonic()
+
+    def _stop(self, stop: StopRequest) -> None:
+        name = stop.signal.name if stop.signal else "a signal to another process"
+        stop.signal = None  # seen to
+        raise KeyboardInterrupt(
+            f"stopped by {name}; the checkpoint of step {self.state.step} of stage '{self.config.name}' is written"
+        )
 
     def _note_bad(self, samples: list[BadSample]) -> None:
         for sample in self.bad.add(samples):
             self.state.bad.append(sample)
-            self.log.append_bad(sample, self.state.step + 1)
+            if self.processes.is_main:
+                self.log.append_bad(sample, self.state.step + 1)
         self.bad.require_few()  # when all of them are in the log
 
-    def _measured(
-        self, loss: torch.Tensor, logs: Mapping[str, torch.Tensor], epoch: int, lr: float, rate: float
-    ) -> dict[str, float]:
-        self._require_finite(loss)
-        values = {"loss": float(loss), **{k: float(v) for k, v in logs.items()}, "lr": lr, "samples_per_second": rate}
-        self.log.append({"step": self.state.step, "epoch": epoch, **values})
-        self.accelerator.log(values, step=self.state.step)
-        return values
+    def _write_down(self, values: Mapping[str, float], epoch: int) -> None:
+        if self.processes.is_main:
+            self.log.append({"step": self.state.step, "epoch": epoch, **values})
+        self.accelerator.log(dict(values), step=self.state.step)
 
-    def _require_finite(self, loss: torch.Tensor | None, *modules: nn.Module) -> None:
-        """Raises if the loss is not finite, or what it did to the weights: a loss can be, and its gradient not."""
-        found = "" if loss is None or torch.isfinite(loss) else f"the loss is {float(loss)} at"
-        broken = [n for m in modules for n, p in m.named_parameters() if not torch.isfinite(p).all()]
-        if broken:
-            found = found or f"{len(broken)} weights, such as {broken[0]}, are not finite after"
+    def _require_finite(self, prepared: Prepared | None, loss: torch.Tensor | None) -> None:
+        modules = [] if prepared is None else [prepared.updates.model, prepared.losses]
+        found = failures.not_finite(loss, modules)
+        # The parts of a divided network that other processes have may be broken when these are not.
+        found = next((f for f in self.processes.all_objects(found) if f), "")
         if found:
-            raise TrainingError(
-                f"{found} step {self.state.step}.",
-                place=f"stage {self.config.name}",
-                hint="The last checkpoint is intact. Try a lower optimizer.lr, optimizer.clip_norm: 1.0, "
-                "or mixed_precision: bf16 instead of fp16.",
-            )
+            raise failures.not_finite_error(found, self.state.step, self.place, self.state.saved_step)
 
 
 def _figures(values: Mapping[str, float], epoch: int, epochs: int) -> str:

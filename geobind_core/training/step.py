@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from accelerate.utils.operations import find_batch_size, slice_tensors
 from torch import nn
 
 from geobind_core.plugins.modality import EncoderOutput
-from geobind_core.training.edges import EdgeLosses
+from geobind_core.training.edges import BatchRows, EdgeLosses
 
 
 class StageModel(nn.Module):
@@ -26,71 +27,85 @@ class StageModel(nn.Module):
         return {name: encoder(inputs[name]) for name, encoder in self.encoders.items()}
 
 
-def gradients(
-    accelerator: Accelerator,
-    model: nn.Module,
-    losses: EdgeLosses,
-    inputs: Mapping[str, Any],
-    anchors: Mapping[str, EncoderOutput],
-    rows: torch.Tensor,
-    micro_batch_size: int | None,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Adds the gradients of one batch to the parameters.
+@dataclass(frozen=True)
+class Step:
+    """One batch, as far as this process has it.
 
-    With a `micro_batch_size` below the batch's size, only that many rows are in the networks at a
+    Attributes:
+        inputs: Modality -> this process's rows, of the trained modalities.
+        anchors: Modality -> embeddings of the same rows, of the frozen ones.
+        rows: Which rows the batch has, over all processes.
+    """
+
+    inputs: Mapping[str, Any]
+    anchors: Mapping[str, EncoderOutput]
+    rows: BatchRows
+
+
+def gradients(
+    accelerator: Accelerator, model: nn.Module, losses: EdgeLosses, step: Step, micro_batch_size: int | None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Adds the gradients of one batch to the parameters: their mean over the processes, as Accelerate has it.
+
+    With a `micro_batch_size` below this process's rows, only that many rows are in the networks at a
     time, yet all rows are each other's negatives and the gradients are those of the whole batch:
     the batch is embedded without gradients, the loss is taken on the embeddings, and each slice is
     run again to carry the gradient of its embeddings into the weights (Gao et al. 2021, GradCache).
-    The random state is replayed, so that both runs of a slice drop the same units, and what a network
-    counts in its buffers is counted once. Batch normalisation sees a slice at a time; it alone makes
-    the result depend on the slices.
+    The last slice keeps what it needs for its gradient, and is not run twice. The random state is
+    replayed, so that both runs of a slice drop the same units, and what a network counts in its
+    buffers is counted once. Batch normalisation sees a slice at a time; it alone makes the result
+    depend on the slices.
 
     Args:
         accelerator: Accelerate.
         model: The prepared `StageModel`.
         losses: The stage's edges.
-        inputs: Modality -> batch, of the trained modalities.
-        anchors: Modality -> embeddings, of the frozen ones.
-        rows: `[B]` row numbers, on the CPU.
+        step: The batch.
         micro_batch_size: Rows in the networks at a time; None for all.
 
     Returns:
-        The loss, detached, and what is to be logged.
+        This process's share of the loss, detached, and what is to be logged.
     """
-    size = len(rows)
-    if micro_batch_size is None or micro_batch_size >= size:
-        loss, logs = losses({**model(inputs), **anchors}, rows)
-        accelerator.backward(loss)
-        return loss.detach(), logs
+    processes = losses.processes
+    # All processes take the same number of slices, whatever some could not read: they meet in each.
+    count = slice_count(max(step.rows.sizes), micro_batch_size)
+    if count == 1:
+        loss, logs = losses({**model(step.inputs), **step.anchors}, step.rows)
+        accelerator.backward(loss * processes.count)  # the mean over the processes shall be the sum of the shares
+    else:
+        loss, logs = _two_passes(accelerator, model, losses, step, count)
+    processes.average_gradients(losses.parameters())
+    return loss.detach(), logs
 
-    spans = spans_of(size, micro_batch_size)
-    cut = {name: slices_of(batch, spans) for name, batch in inputs.items()}
-    slices = [{name: pieces[i] for name, pieces in cut.items()} for i in range(len(spans))]
+
+def _two_passes(
+    accelerator: Accelerator, model: nn.Module, losses: EdgeLosses, step: Step, count: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    cut = {name: slices_of(batch, count) for name, batch in step.inputs.items()}
+    slices = [{name: pieces[i] for name, pieces in cut.items()} for i in range(count)]
     states, parts = [], []
     buffers = [buffer.clone() for buffer in model.buffers()]
-    with torch.no_grad():
-        for piece in slices:
-            states.append(_random_state(accelerator.device))
-            parts.append(model(piece))
-        for buffer, before in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-    leaves = {name: _as_leaves([part[name] for part in parts]) for name in parts[0]}
-    loss, logs = losses({**leaves, **anchors}, rows)
-    accelerator.backward(loss)
+    # Processes exchange gradients once a step, with the last slice that is run again.
+    with accelerator.no_sync(model):
+        with torch.no_grad():
+            for piece in slices[:-1]:
+                states.append(_random_state(accelerator.device))
+                parts.append(model(piece))
+            for buffer, before in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        kept = model(slices[-1])
+        leaves = {name: _as_leaves([*(part[name] for part in parts), kept[name]]) for name in kept}
+        loss, logs = losses({**leaves, **step.anchors}, step.rows)
+        accelerator.backward(loss * losses.processes.count)
+        given = {name: _cut_gradients(leaf, count) for name, leaf in leaves.items()}
+        _carry_back(kept, given, count - 1)
+    del kept
 
     after = _random_state(accelerator.device)
-    for span, piece, state in zip(spans, slices, states, strict=True):
+    for i, state in enumerate(states):
         _restore_random_state(state, accelerator.device)
-        outputs = model(piece)
-        tensors, given = [], []
-        for name, output in outputs.items():
-            for field in _tensor_fields(output):
-                tensor, leaf = getattr(output, field), getattr(leaves[name], field)
-                if tensor.requires_grad and leaf.grad is not None:
-                    tensors.append(tensor)
-                    given.append(leaf.grad[span])
-        # Not accelerator.backward: the gradients that are passed on carry the loss scale already.
-        torch.autograd.backward(tensors, given)
+        with nullcontext() if i == count - 2 else accelerator.no_sync(model):
+            _carry_back(model(slices[i]), given, i)
     _restore_random_state(after, accelerator.device)
     return loss.detach(), logs
 
@@ -100,15 +115,14 @@ def depends_on_slices(network: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
-def spans_of(size: int, micro_batch_size: int | None) -> list[slice]:
-    """Returns the slices of a batch; the last may be smaller."""
-    step = micro_batch_size or size
-    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+def slice_count(size: int, micro_batch_size: int | None) -> int:
+    """Returns into how many slices a batch is cut, so that none has more than `micro_batch_size` rows."""
+    return -(-size // (micro_batch_size or size))
 
 
-def slices_of(batch: Any, spans: Sequence[slice]) -> list[Any]:
-    """Cuts a batch, a tensor or a dictionary of tensors, into slices."""
-    if len(spans) == 1:
+def slices_of(batch: Any, count: int) -> list[Any]:
+    """Cuts a batch, a tensor or a dictionary of tensors, into slices of nearly equal size."""
+    if count == 1:
         return [batch]
     try:
         rows = find_batch_size(batch)
@@ -116,16 +130,8 @@ def slices_of(batch: Any, spans: Sequence[slice]) -> list[Any]:
         rows = None
     if rows is None:
         raise TypeError("collate must return tensors with B rows for micro-batches to be cut from")
-    return [slice_tensors(batch, span) for span in spans]
-
-
-def _tensor_fields(output: EncoderOutput) -> list[str]:
-    """Returns the fields that carry gradients."""
-    return [
-        f.name
-        for f in fields(output)
-        if isinstance(value := getattr(output, f.name), torch.Tensor) and value.is_floating_point()
-    ]
+    ends = [rows * (i + 1) // count for i in range(count)]
+    return [slice_tensors(batch, slice(start, end)) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def join(parts: Sequence[EncoderOutput]) -> EncoderOutput:
@@ -138,10 +144,40 @@ def join(parts: Sequence[EncoderOutput]) -> EncoderOutput:
 
 
 def _as_leaves(parts: Sequence[EncoderOutput]) -> EncoderOutput:
-    output = join(parts)
-    for name in _tensor_fields(output):
+    with torch.no_grad():
+        output = join(parts)
+    for name in _float_fields(output):
         getattr(output, name).requires_grad_(True)
     return output
+
+
+def _float_fields(output: EncoderOutput) -> list[str]:
+    """Returns the fields that may carry gradients."""
+    return [
+        f.name
+        for f in fields(output)
+        if isinstance(value := getattr(output, f.name), torch.Tensor) and value.is_floating_point()
+    ]
+
+
+def _cut_gradients(leaf: EncoderOutput, count: int) -> dict[str, list[torch.Tensor]]:
+    """Returns the gradient of each field that has one, slice by slice."""
+    gradients = {name: getattr(leaf, name).grad for name in _float_fields(leaf)}
+    return {name: slices_of(gradient, count) for name, gradient in gradients.items() if gradient is not None}
+
+
+def _carry_back(
+    outputs: Mapping[str, EncoderOutput], given: Mapping[str, Mapping[str, Sequence[torch.Tensor]]], number: int
+) -> None:
+    """Carries the gradients of the outputs of one slice into the weights."""
+    pairs = [
+        (getattr(output, field), pieces[number])
+        for name, output in outputs.items()
+        for field, pieces in given[name].items()
+        if getattr(output, field).requires_grad
+    ]
+    # Not accelerator.backward: the gradients that are passed on carry the loss scale already.
+    torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
 
 
 def _random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -27,7 +27,7 @@ from torch import nn
 from geobind_core.config.models import AlignConfig, LoaderConfig, PairConfig, RunConfig
 from geobind_core.data.paired import PairedData
 from geobind_core.data.samples import SampleReader
-from geobind_core.errors import DataError, TrainingError
+from geobind_core.errors import DataError, RunFolderError, TrainingError
 from geobind_core.plugins.modality import EncoderOutput, Modality, ModalityConfig
 from geobind_core.plugins.source import Observations
 from geobind_core.plugins.stage_kind import StageContext, StageResult
@@ -414,7 +414,7 @@ def test_a_checkpoint_cut_off_while_being_written_leaves_the_one_before(
 
     with monkeypatch.context() as patched:
         patched.setattr(Accelerator, "save_state", full_disk)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(RunFolderError, match="No space left"):
             run_stage(tmp_path, config, numbers(), small("satellite", "ground"))
     stage = tmp_path / "stages" / "01-stage"
     assert checkpoint.read_state(stage, "one").step == 21  # type: ignore[union-attr]

@@ -1,9 +1,11 @@
 """Two passes over slices carry the same gradients as one pass over all."""
 
 import copy
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -15,9 +17,9 @@ from geobind_core.plugins.loss import LossOutput
 from geobind_core.plugins.modality import EncoderOutput
 from geobind_core.plugins.source import Observations
 from geobind_core.space.encoder import SpaceEncoder
-from geobind_core.training.edges import Edge, EdgeLosses
+from geobind_core.training.edges import BatchRows, Edge, EdgeLosses
 from geobind_core.training.losses import InfoNCE, InfoNCEConfig
-from geobind_core.training.step import StageModel, gradients
+from geobind_core.training.step import StageModel, Step, gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,7 +85,7 @@ class Batch:
         }
         anchor = nn.functional.normalize(torch.randn(ROWS, 6, generator=generator), dim=-1)
         self.anchors = {"anchor": EncoderOutput(anchor)}
-        self.rows = torch.arange(ROWS)
+        self.batch_rows = BatchRows(torch.arange(ROWS), (ROWS,), {})
         self.model = StageModel(encoders).train()
         config = InfoNCEConfig()
         edges = [
@@ -93,13 +95,11 @@ class Batch:
         ]
         table = pa.table({"key": [str(i) for i in range(ROWS)], "x": [0.0] * ROWS})
         data = PairedData("d", Observations(table, None, dict.fromkeys(("one", "two", "three", "anchor"), "x")))  # type: ignore[arg-type]
-        self.losses = EdgeLosses(edges, data)
+        self.losses = EdgeLosses(edges, data, 6)
 
     def gradients(self, accelerator: Accelerator, micro_batch_size: int | None) -> torch.Tensor:
-        loss, _ = gradients(
-            accelerator, self.model, self.losses, self.inputs, self.anchors, self.rows, micro_batch_size
-        )
-        return loss
+        step = Step(self.inputs, self.anchors, self.batch_rows)
+        return gradients(accelerator, self.model, self.losses, step, micro_batch_size)[0]
 
     def found(self) -> dict[str, torch.Tensor]:
         parameters = {**dict(self.model.named_parameters()), **dict(self.losses.named_parameters())}
@@ -113,15 +113,15 @@ def sliced(batch: Any, start: int, stop: int) -> Any:
 def one_graph_over_slices(batch: Batch, size: int) -> torch.Tensor:
     """The reference: the same slices with the same masks, all held in one graph, one backward pass."""
     parts = [
-        batch.model({name: sliced(value, start, start + size) for name, value in batch.inputs.items()})
-        for start in range(0, ROWS, size)
+        batch.model({name: sliced(value, start, stop) for name, value in batch.inputs.items()})
+        for start, stop in itertools.pairwise(np.linspace(0, ROWS, -(-ROWS // size) + 1).astype(int).tolist())
     ]
     outputs = {}
     for name in parts[0]:
         fields = [vars(part[name]) for part in parts]
         joined = {k: None if v is None else torch.cat([f[k] for f in fields]) for k, v in fields[0].items()}
         outputs[name] = EncoderOutput(**joined)
-    loss, _ = batch.losses({**outputs, **batch.anchors}, batch.rows)
+    loss, _ = batch.losses({**outputs, **batch.anchors}, batch.batch_rows)
     loss.backward()
     return loss.detach()
 
@@ -189,12 +189,15 @@ class Normalised(nn.Module):
 def test_running_statistics_move_once_for_each_slice() -> None:
     batch = Batch(dropout=0.0)
     batch.model = StageModel({**batch.model.encoders, "one": SpaceEncoder(Normalised(), 6, 6, projected=False)}).train()
-    reference = copy.deepcopy(batch)
+    reference, in_order = copy.deepcopy(batch), copy.deepcopy(batch)
     expected = one_graph_over_slices(reference, 4)
     found = batch.gradients(Accelerator(), 4)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert_same(batch.found(), reference.found())
-    buffers = dict(reference.model.named_buffers())
+    # The last slice, which is run once, counts first.
+    for start, stop in ((7, 11), (0, 3), (3, 7)):
+        in_order.model({name: sliced(value, start, stop) for name, value in batch.inputs.items()})
+    buffers = dict(in_order.model.named_buffers())
     assert any("running_mean" in name for name in buffers)
     for name, buffer in batch.model.named_buffers():
         torch.testing.assert_close(buffer, buffers[name], msg=name)

@@ -1,0 +1,93 @@
+"""What goes wrong in the middle of training, in words: what happened, what is safe, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from geobind_core.errors import TrainingError
+
+_FINITE_HINT = (
+    "Try a lower optimizer.lr, optimizer.clip_norm: 1.0, or mixed_precision: bf16 instead of fp16; "
+    "then run the same command again."
+)
+
+
+def safe_until(checkpointed: int | None) -> str:
+    """Says what is safe."""
+    if checkpointed is None:
+        return "There was no checkpoint of this stage yet; finished stages are safe."
+    return f"The checkpoint of step {checkpointed} is intact; finished stages are safe."
+
+
+def not_finite(loss: torch.Tensor | None, modules: Iterable[nn.Module]) -> str:
+    """Says what is not finite, the loss or what it did to the weights: a loss can be, and its gradient not."""
+    if loss is not None and not torch.isfinite(loss):
+        return f"the loss is {float(loss)} at"
+    # An isfinite of each would wait for the device each time.
+    named = [(name, p) for module in modules for name, p in module.named_parameters()]
+    if not named:
+        return ""
+    finite = torch.stack([torch.isfinite(_local(p)).all() for _, p in named]).tolist()
+    broken = [name for (name, _), good in zip(named, finite, strict=True) if not good]
+    return f"{len(broken)} weights, such as {broken[0]}, are not finite after" if broken else ""
+
+
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    """Returns a parameter, or this process's part of one that is divided among several."""
+    to_local = getattr(parameter, "to_local", None)
+    local: torch.Tensor = to_local() if callable(to_local) else parameter
+    return local
+
+
+def not_finite_error(found: str, step: int, place: str, checkpointed: int | None) -> TrainingError:
+    """Returns the error of a loss or weights that are not finite."""
+    return TrainingError(f"{found} step {step}.", place=place, hint=f"{safe_until(checkpointed)} {_FINITE_HINT}")
+
+
+def out_of_memory_error(
+    error: Exception, rows: int, fits: Callable[[int], bool], place: str, checkpointed: int | None
+) -> TrainingError:
+    """Returns the error of a step that did not fit in memory, with the micro-batch size that would.
+
+    Args:
+        error: The error that was raised.
+        rows: Rows that were in the networks at a time.
+        fits: Tries so many rows, and says whether they fit.
+        place: The stage.
+        checkpointed: The step of the last checkpoint.
+    """
+    size = rows // 2
+    while size and not fits(size):
+        size //= 2
+    advice = (
+        f"micro_batch_size: {size} fits, as has just been tried; it changes neither the loss nor what is done already."
+        if size
+        else "Not even one row at a time fits; choose a smaller model, mixed_precision: bf16, or a larger device."
+    )
+    return TrainingError(
+        f"out of memory with {rows} rows in the networks at a time ({_first_line(error)}).",
+        place=place,
+        hint=f"{safe_until(checkpointed)} {advice}",
+    )
+
+
+def worker_error(error: Exception, place: str, checkpointed: int | None) -> TrainingError:
+    """Returns the error of a loader process that died."""
+    return TrainingError(
+        f"a loader process died: {_first_line(error)}.",
+        place=place,
+        hint=f"{safe_until(checkpointed)} Killed processes are mostly out of memory: lower loader.workers or "
+        "loader.decoded_cache_mib, then run the same command again.",
+    )
+
+
+def is_worker_error(error: BaseException) -> bool:
+    """Whether an error is torch's word for a loader process that died."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

@@ -1,0 +1,78 @@
+"""The command: which benchmarks to run, and where the figures go."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from . import anchor_cache, floor, overhead, peer, tiled_infonce, two_pass
+from .measure import Settings
+from .results import Row, machine, table_of
+
+BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
+    overhead.NAME: overhead.run,
+    two_pass.NAME: two_pass.run,
+    tiled_infonce.NAME: tiled_infonce.run,
+    anchor_cache.NAME: anchor_cache.run,
+    peer.NAME: peer.run,
+    floor.FIRST: floor.run_first,
+    floor.SECOND: floor.run_second,
+}
+
+
+def run(arguments: Sequence[str], folder: str) -> int:
+    """Runs what is asked for; returns the exit code: 1 if a benchmark broke, whatever the figures are."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=BENCHMARKS, default=list(BENCHMARKS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures and timings to this file")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, one repeat: shows that it runs, no more")
+    parser.add_argument("--repeats", type=int, metavar="N", help="runs of each side (3)")
+    options = parser.parse_args(arguments)
+    repeats = options.repeats or (1 if options.quick else 3)
+
+    report: dict[str, Any] = {
+        "format": 1,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "quick": options.quick,
+        "repeats": repeats,
+        "machine": machine(),
+        "seconds": {},
+        "broken": {},
+        "rows": [],
+    }
+    progress, rows = Console(stderr=True, highlight=False), []
+    for name in options.only:
+        progress.print(f"{name} …")
+        own = Path(folder) / name
+        own.mkdir()
+        started = time.monotonic()
+        try:
+            found = BENCHMARKS[name](Settings(options.quick, repeats, own))
+        except Exception as error:  # the others are worth having all the same
+            progress.print(traceback.format_exc(), markup=False)
+            report["broken"][name] = f"{type(error).__name__}: {error}"
+            found = [Row(name, "broken", "", note=report["broken"][name])]
+        report["seconds"][name] = round(time.monotonic() - started, 1)
+        rows += found
+        gc.collect()
+    report["rows"] = [row.as_json() for row in rows]
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    # A table that is piped into a file is not cut to the width of a terminal that is not there.
+    output = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False, emoji=False)
+    output.print(table_of(rows))
+    where = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
+    output.print(f"{where}; {repeats} repeats, {sum(report['seconds'].values()):.0f} s")
+    if options.quick:
+        output.print("--quick: these sizes say nothing about speed")
+    return 1 if report["broken"] else 0
