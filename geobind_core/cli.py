@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from geobind_core.errors import EXIT_FAILURE, EXIT_INTERRUPTED, GeoBindError
+from geobind_core.errors import EXIT_FAILURE, EXIT_INTERRUPTED, ConfigError, GeoBindError, PluginError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,8 +25,9 @@ class _Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            sys.stderr.write("interrupted; run the same command again to go on\n")
+        except KeyboardInterrupt as interrupt:
+            if not _number_of_process():
+                sys.stderr.write(f"{interrupt or 'interrupted'}; run the same command again to go on\n")
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -72,6 +73,7 @@ def run(
     from geobind_core.chain.run_folder import RunFolder
     from geobind_core.display import metrics_table, plan_table
     from geobind_core.progress import Reporter
+    from geobind_core.training.interrupts import terminated_as_interrupted
 
     loaded = load_chain(chain, _plugins(disable_plugin), assignments or [])
     folder = RunFolder(out or Path("runs") / loaded.name)
@@ -95,7 +97,8 @@ def run(
             _print(plan_table(plans))
         return
     reporter = Reporter()
-    metrics = run_chain(loaded, folder, reporter, until)
+    with terminated_as_interrupted():
+        metrics = run_chain(loaded, folder, reporter, until)
     if metrics is not None:
         _print_json(metrics) if as_json else _print(metrics_table(metrics))
         reporter.say(f"space: {folder.space}\nreport: {folder.report}")
@@ -213,6 +216,11 @@ def cache_prune(
     _say(f"{'would remove' if dry_run else 'removed'} {entries_text(rows)}{leftovers}")
 
 
+def _number_of_process() -> int:
+    """Returns the number of this process among those that a launcher started."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def _version(value: bool) -> None:
     if value:
         from importlib.metadata import version
@@ -265,7 +273,11 @@ def main() -> None:
     except GeoBindError as error:
         # Messages quote files; a file that is not what it should be may hold what upsets a terminal.
         printable = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(error))
-        sys.stderr.write(f"error: {printable}\n")
+        number = _number_of_process()
+        if not number:
+            sys.stderr.write(f"error: {printable}\n")
+        elif not isinstance(error, (ConfigError, PluginError)):  # of these all processes say the same
+            sys.stderr.write(f"error in process {number}: {printable}\n")
         sys.exit(error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from geobind_core.chain.datasets import DataSets
+from geobind_core.chain.launch import Launch, launched
 from geobind_core.chain.measure import evaluated, measure
 from geobind_core.chain.model import Chain
 from geobind_core.chain.plan import StagePlan, make_plan
@@ -39,11 +42,14 @@ def run_chain(chain: Chain, run: RunFolder, reporter: Reporter, until: str | Non
     Raises:
         GeoBindError: Something is at fault. What was finished before stays.
     """
-    with run.locked():
-        plans = make_plan(chain, run, until)
-        run.write_chain(resolved_document(chain), chain.path)
+    launch = launched()
+    if not launch.is_main:
+        reporter = Reporter(quiet=True)
+    with run.locked() if launch.is_main else nullcontext():
+        plans = launch.main_first(lambda: make_plan(chain, run, until))
+        launch.main_only(lambda: run.write_chain(resolved_document(chain), chain.path))
         try:
-            _run_stages(chain, run, reporter, plans)
+            _run_stages(chain, run, reporter, plans, launch)
         except OSError as error:
             if error.filename is not None and str(error.filename).startswith(str(run.path)):
                 raise RunFolderError(f"cannot be written: {error.strerror}.", place=str(error.filename)) from error
@@ -51,7 +57,8 @@ def run_chain(chain: Chain, run: RunFolder, reporter: Reporter, until: str | Non
         if any(plan.action == "later" for plan in plans):
             reporter.say(f"stopped after stage '{until}', as asked; run again without --until to go on")
             return None
-        return measure(chain, run, DataSets(chain, reporter), reporter)
+        # One process measures; there is nothing left for the others.
+        return measure(chain, run, DataSets(chain, reporter), reporter) if launch.is_main else None
 
 
 def resolved_document(chain: Chain) -> dict[str, Any]:
@@ -68,23 +75,19 @@ def resolved_document(chain: Chain) -> dict[str, Any]:
     }
 
 
-def _run_stages(chain: Chain, run: RunFolder, reporter: Reporter, plans: Sequence[StagePlan]) -> None:
+def _run_stages(chain: Chain, run: RunFolder, reporter: Reporter, plans: Sequence[StagePlan], launch: Launch) -> None:
     plans = [plan for plan in plans if plan.action != "later"]
     pending = [plan for plan in plans if plan.action != "done"]
     unused = _unused_with_weights(chain)
-    if not pending and _space_is_whole(chain, run, plans, unused):
+    if launch.main_first(lambda: not pending and _space_is_whole(chain, run, plans, unused)):
         for plan in plans:
             reporter.say(f"stage {plan.number}/{len(chain.stages)} {plan.name}: done ({plan.why})")
         return
 
     reporter.say("preparing: data, networks, weights")
     datasets = DataSets(chain, reporter)
-    for plan in pending:
-        if plan.stage.config.data is not None:
-            datasets.require_rows(plan.stage.config.data, "train", [*plan.stage.trains(), *plan.stage.uses()])
     bound = [*unused, *(name for plan in plans for name in plan.provides)]
-    for name, modalities in evaluated(chain, datasets, bound).items():
-        datasets.require_rows(name, chain.config.evaluate.split, modalities)  # not only after hours of training
+    launch.main_first(lambda: _check_data(chain, datasets, pending, bound))
     # Only now, for it imports torch: what is wrong with the data is said at once.
     from geobind_core.chain.encoders import Encoders
 
@@ -96,28 +99,42 @@ def _run_stages(chain: Chain, run: RunFolder, reporter: Reporter, plans: Sequenc
     fresh = [name for plan in pending for name in plan.starts]
     fresh += [name for name in unused if not _is_stored_initially(chain, run, name)]
     encoders.preflight(fresh, trained={name for plan in plans for name in plan.stage.trains()})
-    _store_initially(chain, run, encoders, unused)
+    launch.main_only(lambda: _store_initially(chain, run, encoders, unused))
 
     for plan in plans:
+        folder = launch.main_first(partial(run.claim_stage_folder, plan.number, plan.name))
         if plan.action == "done":
             reporter.say(f"stage {plan.number}/{len(chain.stages)} {plan.name}: done ({plan.why})")
-            folder = run.claim_stage_folder(plan.number, plan.name)
             for name in plan.provides:
                 encoders.adopt(name, run.weights(folder, name))
         else:
-            _run_stage(chain, run, reporter, plan, encoders, datasets)
+            _run_stage(chain, run, reporter, plan, encoders, datasets, launch)
         if plan.action != "done" or plan is plans[-1]:
-            _assemble(chain, run, [p for p in plans if p.number <= plan.number], unused)
+            so_far = [p for p in plans if p.number <= plan.number]
+            launch.main_only(partial(_assemble, chain, run, so_far, unused))
+
+
+def _check_data(chain: Chain, datasets: DataSets, pending: Sequence[StagePlan], bound: Sequence[str]) -> None:
+    """Makes sure that there is data for every stage and for the evaluation: now, and not after hours of training."""
+    for plan in pending:
+        if plan.stage.config.data is not None:
+            datasets.require_rows(plan.stage.config.data, "train", [*plan.stage.trains(), *plan.stage.uses()])
+    for name, modalities in evaluated(chain, datasets, bound).items():
+        datasets.require_rows(name, chain.config.evaluate.split, modalities)
 
 
 def _run_stage(
-    chain: Chain, run: RunFolder, reporter: Reporter, plan: StagePlan, encoders: Encoders, datasets: DataSets
+    chain: Chain,
+    run: RunFolder,
+    reporter: Reporter,
+    plan: StagePlan,
+    encoders: Encoders,
+    datasets: DataSets,
+    launch: Launch,
 ) -> None:
     stage = plan.stage
     reporter.say(f"stage {plan.number}/{len(chain.stages)} {plan.name}: {plan.why}", style="bold")
-    folder = run.claim_stage_folder(plan.number, plan.name)
-    if plan.action == "run":
-        checkpoint.remove(folder)
+    folder = run.stage_folder(plan.number, plan.name)
     record: dict[str, Any] = {
         "format": 1,
         "name": plan.name,
@@ -129,8 +146,14 @@ def _run_stage(
         "inputs": plan.inputs,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_json(folder / STAGE_FILE, record)
-    _notify(chain, reporter, "geobind_stage_started", stage=plan.info(run))
+
+    def begin() -> None:
+        if plan.action == "run":
+            checkpoint.remove(folder)
+        write_json(folder / STAGE_FILE, record)
+        _notify(chain, reporter, "geobind_stage_started", stage=plan.info(run))
+
+    launch.main_only(begin)
     started = time.monotonic()
     names = (*stage.trains(), *stage.uses())
     result = stage.run(
@@ -145,19 +168,24 @@ def _run_stage(
             reporter=reporter,
         )
     )
-    aligned_to = _store(run, plan, encoders)
-    record |= {
-        "status": "done",
-        "embed_dim": encoders.embed_dim,
-        "outputs": aligned_to,
-        "seconds": round(time.monotonic() - started, 3),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "summary": result.summary,
-    }
-    write_json(folder / STAGE_FILE, record)
-    checkpoint.remove(folder)
-    reporter.say(f"  done in {duration(record['seconds'])}{_bad(result.summary)}")
-    _notify(chain, reporter, "geobind_stage_finished", stage=plan.info(run), summary=result.summary)
+
+    def end() -> None:
+        hashes = _store(run, plan, encoders)
+        seconds = time.monotonic() - started
+        ending = {
+            "status": "done",
+            "embed_dim": encoders.embed_dim,
+            "outputs": hashes,
+            "seconds": round(seconds, 3),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "summary": result.summary,
+        }
+        write_json(folder / STAGE_FILE, record | ending)
+        checkpoint.remove(folder)
+        reporter.say(f"  done in {duration(seconds)}{_bad(result.summary)}")
+        _notify(chain, reporter, "geobind_stage_finished", stage=plan.info(run), summary=result.summary)
+
+    launch.main_only(end)
 
 
 def _bad(summary: dict[str, Any]) -> str:

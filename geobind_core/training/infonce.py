@@ -1,46 +1,74 @@
-"""InfoNCE, one-way and symmetric, with a learnable scale and label-aware positives."""
+"""InfoNCE, one-way and symmetric, with a learnable scale, label-aware positives and further negatives."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from geobind_core.plugins.loss import LogitScaleConfig, LossOutput
-from geobind_core.plugins.modality import EncoderOutput
+from geobind_core.plugins.loss import ExtraItems, LocalPair, LogitScaleConfig, LossOutput
 from geobind_core.training.losses import InfoNCEConfig, SameLabel
+from geobind_core.training.tiles import OneWay, Relations, Symmetric, as_inputs
 
 
 def info_nce(
     query: torch.Tensor,
     gallery: torch.Tensor,
     logit_scale: torch.Tensor | float,
-    same_label: torch.Tensor | None = None,
+    *,
+    offset: int = 0,
+    total: int | None = None,
+    query_labels: torch.Tensor | None = None,
+    gallery_labels: torch.Tensor | None = None,
+    query_rows: torch.Tensor | None = None,
+    gallery_rows: torch.Tensor | None = None,
     treat_as: SameLabel = "negative",
 ) -> torch.Tensor:
     """One-way InfoNCE: each query picks its own item out of the gallery (the paper's eq. 1).
 
     Args:
-        query: `[B, D]`, unit norm; row i belongs to row i of the gallery.
-        gallery: `[B, D]`, unit norm.
+        query: `[B, D]`, unit norm.
+        gallery: `[G, D]`, unit norm.
         logit_scale: Inverse temperature.
-        same_label: `[B, B]` boolean, true where two rows have the same label.
-        treat_as: What such rows are to each other: `negative` ignores labels; `ignore` takes them
-            out of the denominator; `positive` makes all of them right answers of equal weight.
+        offset: Query i's own item is `offset + i` of the gallery.
+        total: What the sum over the queries is divided by; by default their number.
+        query_labels: `[B, K]` numbers of labels, -1 for none. Two rows have the same label if they
+            agree in any of the K columns.
+        gallery_labels: `[G, K]`.
+        query_rows: `[B]` row numbers, -1 for none. An item with the query's row number that is not
+            its own is the same thing once more, and always left out of the denominator.
+        gallery_rows: `[G]`.
+        treat_as: What items with the query's label are to it: `negative` ignores labels; `ignore`
+            takes them out of the denominator; `positive` makes all of them right answers of equal
+            weight.
 
     Returns:
-        The mean over the queries, in nats.
+        The sum over the queries over `total`, in nats.
     """
-    # float32 also under autocast: at a scale of 100, bfloat16 logits are off by whole units.
-    with torch.autocast(query.device.type, enabled=False):
-        logits = logit_scale * query.float() @ gallery.float().T
-        own = torch.arange(len(query), device=query.device)
-        if same_label is None or treat_as == "negative":
-            return nn.functional.cross_entropy(logits, own)
-        own_mask = torch.eye(len(query), dtype=torch.bool, device=query.device)
-        if treat_as == "ignore":
-            return nn.functional.cross_entropy(logits.masked_fill(same_label & ~own_mask, -torch.inf), own)
-        right = (same_label | own_mask).float()
-        return nn.functional.cross_entropy(logits, right / right.sum(dim=1, keepdim=True))
+    relations = Relations(offset, treat_as, query_labels, gallery_labels, query_rows, gallery_rows)
+    value: torch.Tensor = OneWay.apply(*as_inputs(query, gallery, logit_scale), relations, total or len(query))
+    return value
+
+
+def symmetric_info_nce(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    *,
+    labels: torch.Tensor | None = None,
+    treat_as: SameLabel = "negative",
+) -> torch.Tensor:
+    """The mean of both directions (eqs. 2-4), faster than two calls of `info_nce`.
+
+    Args:
+        first: `[N, D]`, unit norm; row i belongs to row i of `second`.
+        second: `[N, D]`, unit norm.
+        logit_scale: Inverse temperature.
+        labels: `[N, K]` as in `info_nce`.
+        treat_as: As in `info_nce`.
+    """
+    relations = Relations(0, treat_as, labels, labels)
+    value: torch.Tensor = Symmetric.apply(*as_inputs(first, second, logit_scale), relations)
+    return value
 
 
 class LogitScale(nn.Module):
@@ -73,14 +101,54 @@ class InfoNCEModule(nn.Module):
         self.config = config
         self.logit_scale = LogitScale(config.logit_scale)
 
-    def forward(
-        self, first: EncoderOutput, second: EncoderOutput, same_label: torch.Tensor | None = None
-    ) -> LossOutput:
+    def forward_local(self, pair: LocalPair) -> LossOutput:
+        """Returns this process's share of the loss."""
         scale = self.logit_scale()
-        directions = []
-        if self.config.direction != "second_to_first":
-            directions.append((first.embedding, second.embedding))
-        if self.config.direction != "first_to_second":
-            directions.append((second.embedding, first.embedding))
-        parts = [info_nce(q, g, scale, same_label, self.config.same_label) for q, g in directions]
-        return LossOutput(torch.stack(parts).mean(), {"logit_scale": scale.detach()})
+        logs = {"logit_scale": scale.detach()}
+        first, second = pair.first.embedding, pair.second.embedding
+        direction, treat_as = self.config.direction, self.config.same_label
+        alone = pair.first is pair.all_first and pair.extra_first is None and pair.extra_second is None
+        if direction == "both" and alone:
+            return LossOutput(symmetric_info_nce(first, second, scale, labels=pair.labels, treat_as=treat_as), logs)
+        parts = []
+        if direction != "second_to_first":
+            parts.append(_one_way(pair, first, pair.all_second.embedding, pair.extra_second, scale, treat_as))
+        if direction != "first_to_second":
+            parts.append(_one_way(pair, second, pair.all_first.embedding, pair.extra_first, scale, treat_as))
+        return LossOutput(torch.stack(parts).mean(), logs)
+
+
+def _one_way(
+    pair: LocalPair,
+    query: torch.Tensor,
+    gallery: torch.Tensor,
+    extra: ExtraItems | None,
+    scale: torch.Tensor,
+    treat_as: SameLabel,
+) -> torch.Tensor:
+    """Returns the share of one direction, with the further items at the end of the gallery."""
+    own, total = slice(pair.offset, pair.offset + len(query)), len(gallery)
+    query_rows = gallery_rows = None
+    labels = gallery_labels = pair.labels
+    if extra is not None:
+        gallery = torch.cat([gallery, extra.embedding])
+        query_rows = pair.rows[own]
+        # Rows of the batch are told apart by their place in it, so that only further items are left out.
+        gallery_rows = torch.cat([torch.full_like(pair.rows, -1), extra.rows])
+        if labels is not None:
+            further = extra.labels
+            if further is None:
+                further = labels.new_full((len(extra.rows), labels.shape[1]), -1)
+            gallery_labels = torch.cat([labels, further])
+    return info_nce(
+        query,
+        gallery,
+        scale,
+        offset=pair.offset,
+        total=total,
+        query_labels=None if labels is None else labels[own],
+        gallery_labels=gallery_labels,
+        query_rows=query_rows,
+        gallery_rows=gallery_rows,
+        treat_as=treat_as,
+    )

@@ -45,7 +45,8 @@ def train(config: AlignConfig, context: StageContext) -> StageResult:
         with frozen(context, config, accelerator.device):
             return _Stage(config, context, context.data, accelerator).run()
     finally:
-        accelerator.end_training()  # trackers write what they hold back, also of a stage that failed
+        for tracker in accelerator.trackers:
+            tracker.finish()  # writes what it holds back, also of a stage that failed
         accelerator.free_memory()
 
 

@@ -119,7 +119,7 @@ def _compare(config: AlignConfig, context: StageContext, case: _Case, settings: 
 
     train_copies(config, context)  # fills the cache, and warms up
     raw = interleaved(
-        {"cached": lambda: epoch("cached"), "live": lambda: epoch("live", **_live(config))}, settings.repeats
+        {"cached": lambda: epoch("cached"), "live": lambda: epoch("live", anchor_cache="off")}, settings.repeats
     )
     cached, live = median(raw["cached"]), median(raw["live"])
     difference = max(
@@ -152,10 +152,3 @@ def _seconds(trace: Trace, *, from_files: bool) -> float:
         return float(trace.summary["seconds"])
     steps = trace.step_seconds()
     return sum(steps) / len(steps) * len(trace.moments)
-
-
-def _live(config: AlignConfig) -> dict[str, Any]:
-    """Returns the settings with which the anchor is read and embedded in every step."""
-    if "anchor_cache" in type(config).model_fields:
-        return {"anchor_cache": "off"}
-    return {"augment": {"ground_image": ["nothing"]}}

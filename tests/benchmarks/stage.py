@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import count, pairwise
@@ -22,7 +22,7 @@ from geobind_plugin_audio.audio import Audio
 from geobind_plugin_imagery.images import Satellite
 from rich.console import Console
 
-from geobind_core import Augmentation, Modality, StageContext, StageResult, hookimpl
+from geobind_core import StageContext, StageResult, hookimpl
 from geobind_core.chain import builtin
 from geobind_core.chain.execute import run_chain
 from geobind_core.chain.resolve import load_chain
@@ -44,16 +44,12 @@ class MemoryImage(Satellite):
     """Images that are in memory: a cell is their number. Other cells are read as `satellite` reads them."""
 
     name: ClassVar[str] = "memory_image"
-    augmentations: ClassVar[Mapping[str, str]] = {**Satellite.augmentations, "nothing": "leaves images as they are"}
 
     def read(self, cell: Any) -> torch.Tensor:
         if isinstance(cell, int):
             images = _images(self._size)
             return images[cell % len(images)]
         return super().read(cell)
-
-    def with_augment(self, augment: Sequence[Augmentation]) -> Modality[Any]:
-        return super().with_augment([step for step in augment if step.name != "nothing"])
 
 
 class MemoryRecording(Audio):

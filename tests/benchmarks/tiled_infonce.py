@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,10 +74,8 @@ class _Ours(_Side):
 
 class _Peer(_Side):
     def __init__(self, size: int, dimension: int, *, second_frozen: bool) -> None:
-        from open_clip.loss import ClipLoss  # takes seconds, and the process that measures ours can do without
-
         super().__init__(size, dimension, second_frozen=second_frozen)
-        self.module = ClipLoss()
+        self.module = _clip_loss()
         self._log_scale = nn.Parameter(torch.tensor(math.log(_SCALE), device=self.first.device))
 
     def loss(self) -> torch.Tensor:
@@ -83,6 +83,18 @@ class _Peer(_Side):
 
     def scale(self) -> torch.Tensor:
         return self._log_scale
+
+
+def _clip_loss() -> Any:
+    """Returns open_clip's loss, of its own file: importing all of open_clip takes seconds in each process."""
+    package = find_spec("open_clip")
+    assert package is not None
+    spec = spec_from_file_location("open_clip_loss", Path(str(package.origin)).parent / "loss.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ClipLoss()
 
 
 _SIDES: dict[str, type[_Side]] = {"ours": _Ours, _PEER: _Peer}
@@ -101,11 +113,11 @@ def run(settings: Settings) -> list[Row]:
     rows, difference = [], 0.0
     for second_frozen, goal in ((False, 2.5), (True, 3.3)):
         sides = {name: side(size, dimension, second_frozen=second_frozen) for name, side in _SIDES.items()}
-        for side in sides.values():
-            side()
+        for side in _SIDES.values():
+            side(1024, dimension, second_frozen=second_frozen)()  # warms up
+        raw = interleaved({n: lambda side=side: timed(side) for n, side in sides.items()}, settings.repeats)
         both = zip(sides["ours"].gradients(), sides[_PEER].gradients(), strict=True)
         difference = max(difference, *(float((a - b).abs().max() / b.abs().max()) for a, b in both))
-        raw = interleaved({n: lambda side=side: timed(side) for n, side in sides.items()}, settings.repeats)
         ours, peer = median(raw["ours"]), median(raw[_PEER])
         what = "one side frozen" if second_frozen else "both sides trained"
         rows.append(Row(NAME, what, "s", ours, peer, _PEER, peer / ours, Goal(">=", goal), shape, raw))

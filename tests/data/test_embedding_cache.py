@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from geobind_core.data.cache_entries import EntryDescription, cache_root, list_entries
 from geobind_core.data.cache_prune import prune
@@ -85,6 +86,12 @@ class TestStore:
         for found in (cache, EmbeddingCache.open(tmp_path, DESCRIPTION)):
             assert_has_just(found, [3, 5, 900, *range(100, 200)])
             assert (len(found), found.warnings) == (103, ())
+
+    def test_wherever_it_lies_and_whatever_torch_prefers(self, tmp_path: Path) -> None:
+        with torch.device("meta"), torch.inference_mode():
+            cache = EmbeddingCache.open(tmp_path / "Küste, %20 [x]", DESCRIPTION)
+            store(cache, [1, 2])
+            assert_has_just(cache, [1, 2])
 
     def test_positions_in_any_order_and_more_than_once(self, cache: EmbeddingCache) -> None:
         for start in range(0, 500, 50):

@@ -1,0 +1,62 @@
+"""The benchmarks run, with tiny sizes, and write what they say they write; how fast anything is, is not tested."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FIGURES = {
+    "overhead": 2,
+    "two_pass": 2,
+    "tiled_infonce": 4,
+    "anchor_cache": 3,
+    "open_clip_train": 2,
+    "gpu_stage_1": 2,
+    "gpu_stage_2": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The JSON of all benchmarks."""
+    file = tmp_path_factory.mktemp("benchmarks") / "report.json"
+    command = [sys.executable, "-m", "tests.benchmarks", "--quick", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "GeoBind benchmarks" in done.stdout
+    return json.loads(file.read_text())
+
+
+def test_every_benchmark_has_its_figures(report: dict[str, Any]) -> None:
+    rows = [row["benchmark"] for row in report["rows"]]
+    assert report["broken"] == {}
+    assert {name: rows.count(name) for name in report["seconds"]} == FIGURES
+
+
+def test_figures_are_numbers_with_their_timings(report: dict[str, Any]) -> None:
+    for row in report["rows"]:
+        assert row["met"] in (None, True, False)
+        assert all(isinstance(value, float) for values in row["raw"].values() for value in values)
+        if not row["benchmark"].startswith("gpu"):
+            assert row["ours"] >= 0
+            assert row["peer_name"]
+
+
+def test_a_rehearsal_is_not_passed_off_as_a_measurement(report: dict[str, Any]) -> None:
+    for row in report["rows"]:
+        if row["benchmark"].startswith("gpu"):
+            assert (row["ours"], row["met"]) == (None, None)
+            assert "rehearsed" in row["note"]
+
+
+def test_what_should_not_depend_on_the_machine_is_met(report: dict[str, Any]) -> None:
+    wanted = {"difference of the gradients", "difference of the loss curves", "kept for the backward pass"}
+    assert {row["figure"] for row in report["rows"] if row["figure"] in wanted and row["met"]} == wanted
+
+
+def test_the_machine_is_named(report: dict[str, Any]) -> None:
+    assert {"cpu", "cores", "threads", "device", "torch", "open_clip_torch"} <= set(report["machine"])
