@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from geobind_core.errors import WeightsError as WeightsError
     from geobind_core.hub import require_hub_files as require_hub_files
     from geobind_core.plugins.hooks import hookimpl as hookimpl
+    from geobind_core.plugins.loss import ExtraItems as ExtraItems
+    from geobind_core.plugins.loss import LocalPair as LocalPair
     from geobind_core.plugins.loss import Loss as Loss
     from geobind_core.plugins.loss import LossConfig as LossConfig
     from geobind_core.plugins.loss import LossOutput as LossOutput
@@ -39,7 +41,9 @@ _HOMES = {
     "Augmentation": "plugins.modality",
     "DataError": "errors",
     "EncoderOutput": "plugins.modality",
+    "ExtraItems": "plugins.loss",
     "GeoBindError": "errors",
+    "LocalPair": "plugins.loss",
     "Loss": "plugins.loss",
     "LossConfig": "plugins.loss",
     "LossOutput": "plugins.loss",

@@ -27,7 +27,7 @@ class _Verbs(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
             if not _number_of_process():
-                sys.stderr.write(f"{interrupt or 'interrupted'}; run the same command again to go on\n")
+                sys.stderr.write(f"{str(interrupt) or 'interrupted'}; run the same command again to go on\n")
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

@@ -163,6 +163,8 @@ def _inputs(
         # Of the mapping only what this stage reads: a field more for a later stage changes nothing here.
         for key, mapping in (("fields", source.config.fields), ("labels", source.config.labels)):
             data[key] = {m: mapping[m] for m in (*stage.trains(), *stage.uses()) if m in mapping} if mapping else {}
+    if config.get("anchor_cache") != "float16":
+        config.pop("anchor_cache", None)  # from the cache or live, embeddings are the same
     inputs = {
         "stage": {k: v for k, v in config.items() if k not in _WITHOUT_EFFECT},
         "data": data,

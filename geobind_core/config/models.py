@@ -146,6 +146,10 @@ class AlignConfig(StageConfig):
     freeze_trunk: OneOrMore = Field(
         default_factory=list, description="Trained modalities of which only the projection is trained."
     )
+    batch_norm: Literal["train", "frozen"] = Field(
+        "train",
+        description="What batch normalisation goes by: the rows that are in the network, or its stored statistics.",
+    )
     anchor_cache: Literal["float32", "float16", "off"] = Field(
         "float32",
         description="How embeddings of what is frozen are kept between epochs and runs; off: they are not.",

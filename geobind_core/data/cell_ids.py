@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import hashlib
+import math
 import os
 import struct
 import uuid
@@ -25,6 +26,7 @@ Ids = npt.NDArray[np.void]
 
 _THREADS = 16  # that wait for a file system at a time
 _BLOCK = 256  # rows of one of their tasks
+_NAN = float("nan")  # one of many; values that are not numbers are all the same
 
 
 def cell_ids(data: PairedData, modality: str, rows: Rows, *, is_file: bool, view: int = 0) -> Ids:
@@ -128,7 +130,7 @@ def _scalar(value: Any) -> bytes:
     if isinstance(value, int):
         return _sized(b"i", str(value).encode())
     if isinstance(value, float):
-        return b"f" + struct.pack("<d", value if value == value else float("nan"))  # one of the many NaN
+        return b"f" + struct.pack("<d", value if value == value else _NAN)
     if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
         return _sized(b"d", value.isoformat().encode())
     if isinstance(value, datetime.timedelta):
@@ -143,7 +145,8 @@ def _scalar(value: Any) -> bytes:
 def _sequence(value: list[Any] | tuple[Any, ...]) -> bytes:
     kind = b"t" if isinstance(value, tuple) else b"l"
     if value and all(type(item) is float for item in value):  # a vector; many times as fast
-        return kind + b"f%d:" % len(value) + _floats(np.array(value))
+        plain = [x if x == x else _NAN for x in value] if math.isnan(sum(value)) else value
+        return kind + b"f%d:" % len(value) + struct.pack(f"<{len(value)}d", *plain)
     return kind + b"%d:" % len(value) + b"".join(map(encode, value))
 
 

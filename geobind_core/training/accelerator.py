@@ -37,8 +37,7 @@ def make_accelerator(run: RunConfig, stage_folder: Path) -> Accelerator:
             log_with=run.log_with or None,
             project_config=ProjectConfiguration(project_dir=str(stage_folder), logging_dir=str(logging_folder)),
             step_scheduler_with_optimizer=False,
-            # Networks from libraries have parts that a stage does not use: CLAP's fusion, for one.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[DistributedDataParallelKwargs()],
         )
     except ValueError as error:
         raise ConfigError(f"Accelerate refuses mixed_precision or log_with: {error}") from error

@@ -13,19 +13,22 @@ from accelerate.utils import DistributedType, set_seed
 from torch import nn
 
 from geobind_core.config.models import AlignConfig
-from geobind_core.data.loading import Column, Shard, TrainingBatches, batches, plan_workers
+from geobind_core.data.loading import BatchRequest, Column, Shard, TrainingBatches, batches, plan_workers
 from geobind_core.data.paired import PairedData, Rows
 from geobind_core.data.samples import BadSample, SampleReader
 from geobind_core.errors import ConfigError, DataError
 from geobind_core.plugins.modality import Augmentation, Modality
 from geobind_core.plugins.stage_kind import StageContext
+from geobind_core.space.embed import to_device
 from geobind_core.training.anchors import cached_column
 from geobind_core.training.edges import Edge, EdgeLosses
 from geobind_core.training.frozen import FrozenPart, TrunkHead, frozen_parts
 from geobind_core.training.processes import Processes
 from geobind_core.training.seeds import derived_seed
-from geobind_core.training.step import StageModel, depends_on_slices
+from geobind_core.training.step import StageModel, batch_norms, depends_on_slices, leaves_out_parameters
 from geobind_core.training.updates import Updates, full_state
+
+_PROBED = 8
 
 NoteBad = Callable[[list[BadSample]], None]
 
@@ -119,18 +122,23 @@ def prepare(
         random,
         drawn=[m for m in random if m in readers and type(context.modalities[m]).draw is not Modality.draw],
     )
-    _check_batches(config, context, sampler.batch_size, len(rows), processes)
-
-    set_seed(seed, device_specific=processes.count > 1)
     encoders: dict[str, nn.Module] = {}
     for name in config.train:
         context.encoders[name].unfreeze(trunk=name not in trunks)
+        for module in batch_norms(context.encoders[name]) if config.batch_norm == "frozen" else ():
+            module.eval()
         encoders[name] = TrunkHead(context.encoders[name]) if name in trunks else context.encoders[name]
+    _check_batches(config, context, sampler.batch_size, len(rows), processes)
     model = StageModel(encoders)
     if accelerator.distributed_type == DistributedType.FSDP:
         model = copy.deepcopy(model)  # it will be taken apart for good
     elif context.run.channels_last or (context.run.channels_last is None and device.type == "cuda"):
         _lay_out(model, torch.channels_last)
+    if processes.count > 1 and accelerator.ddp_handler is not None:
+        whole = {name: readers[name] for name in config.train if name not in trunks}
+        probe = StageModel({name: encoders[name] for name in whole}).to(device)
+        accelerator.ddp_handler.find_unused_parameters = _leaves_out_parameters(probe, whole, rows)
+    set_seed(seed, device_specific=processes.count > 1)
     embed_dim = context.encoders[config.train[0]].embed_dim
     losses = EdgeLosses(edges, data, embed_dim, processes).to(device)
     total = sampler.steps_per_epoch * config.epochs
@@ -149,6 +157,16 @@ def finish(config: AlignConfig, context: StageContext, accelerator: Accelerator,
     _lay_out(model, torch.contiguous_format)
     for name in config.train:
         context.encoders[name].cpu().freeze()
+
+
+def _leaves_out_parameters(model: StageModel, readers: Mapping[str, SampleReader], rows: Rows) -> bool:
+    """Tries a few rows. Where none of them can be read, the answer is the safe one."""
+    if not readers:
+        return False
+    request = BatchRequest(0, 0, rows[:_PROBED])
+    example = next(iter(batches(readers, [request], workers=0, pin_memory=False)))
+    device = next(model.parameters()).device
+    return len(example["rows"]) < 2 or leaves_out_parameters(model, to_device(example["inputs"], device))
 
 
 def _trained(context: StageContext, name: str, module: nn.Module) -> nn.Module:
@@ -185,10 +203,10 @@ def _check_batches(config: AlignConfig, context: StageContext, size: int, rows: 
         )
     seen = min(config.micro_batch_size or size, -(-size // processes.count))
     for name in config.train if seen < size else ():
-        if name not in config.freeze_trunk and depends_on_slices(context.encoders[name]):
+        if depends_on_slices(context.encoders[name]):
             context.reporter.warn(
                 f"{place}: '{name}' has batch normalisation, which sees {seen} rows at a time and not {size}; "
-                "micro_batch_size and the number of processes change its result a little"
+                "micro_batch_size and the number of processes change its result a little, unless batch_norm: frozen"
             )
 
 

@@ -110,9 +110,29 @@ def _two_passes(
     return loss.detach(), logs
 
 
+def leaves_out_parameters(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether some parameters take no part in the embeddings: DDP waits for their gradients if it is not told.
+
+    Networks from libraries have such parts; CLAP's projection for fusion is one. Nothing changes, buffers included.
+    """
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    embeddings = [output.embedding.sum() for output in model(inputs).values()]
+    gradients = torch.autograd.grad(embeddings, parameters, allow_unused=True)
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    return any(gradient is None for gradient in gradients)
+
+
 def depends_on_slices(network: nn.Module) -> bool:
     """Whether a network sees its batch as a whole, so that slices give another result: batch normalisation."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    return any(module.training for module in batch_norms(network))
+
+
+def batch_norms(network: nn.Module) -> list[nn.Module]:
+    """Returns the batch normalisations of a network."""
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def slice_count(size: int, micro_batch_size: int | None) -> int:
