@@ -11,12 +11,24 @@ from pathlib import Path
 from typing import Any
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Adds the path to an error of the disk that has none: a write that finds the disk full knows no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole: a reader sees the old content or the new, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # always the same: what a killed process left is written over
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        with naming(path):
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
     except BaseException:  # a full disk, an interruption: nothing half-written is left behind
         temporary.unlink(missing_ok=True)
         raise
@@ -50,7 +62,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
     except BaseException:  # a full disk most of all needs the room back
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -14,13 +14,13 @@ from geobind_core.plugins.manager import PluginManager
 from geobind_core.plugins.source import Source
 from geobind_core.plugins.stage_kind import StageKind
 from geobind_core.training.align import Align
-from geobind_core.training.losses import InfoNCE
+from geobind_core.training.losses import InfoNCE, Sigmoid
 
 
 @hookimpl
 def geobind_register_losses() -> list[type[Loss[Any]]]:
-    """InfoNCE."""
-    return [InfoNCE]
+    """InfoNCE and the pairwise sigmoid loss."""
+    return [InfoNCE, Sigmoid]
 
 
 @hookimpl

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -235,7 +237,7 @@ def batches(
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=_PREFETCH if workers else None,
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=_start_worker,
         persistent_workers=False,  # one pass over the sampler is the whole stage
         # A loader draws a seed for its workers when it starts. From the global stream, that draw would
         # set a stage that goes on from a checkpoint apart from one that never stopped.
@@ -243,12 +245,19 @@ def batches(
     )
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """Lets the training process end the workers: a terminal or a scheduler signals all processes at once."""
+    sys.excepthook = _report
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A worker that is ended by a signal makes the loader raise in the middle of a step. One that leaves
     # by itself is found missing between two steps, when a checkpoint can be written.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints an error, unless it is that the training process stopped in the middle of fetching a batch."""
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def plan_workers(

@@ -27,8 +27,9 @@ def make_accelerator(run: RunConfig, stage_folder: Path) -> Accelerator:
         ConfigError: Accelerate refuses them, or was launched in a way that stages are not trained in.
     """
     logging_folder = stage_folder.parent.parent / "tensorboard"
-    # Accelerate keeps the precision for as long as the process lives; another chain may ask for another.
-    AcceleratorState._reset_state()
+    # Accelerate keeps the precision for as long as the process lives; another chain may ask for another. And it
+    # would take the second stage with FSDP for one without.
+    AcceleratorState._reset_state(reset_partial_state=True)
     try:
         accelerator = Accelerator(
             cpu=on_cpu(),
@@ -51,6 +52,11 @@ def make_accelerator(run: RunConfig, stage_folder: Path) -> Accelerator:
     if kind == DistributedType.FSDP and accelerator.mixed_precision == "fp16":
         raise ConfigError(
             "fp16 scales the loss, which FSDP2 does not allow for here.", hint="Set mixed_precision: bf16."
+        )
+    if kind == DistributedType.FSDP and accelerator.state.fsdp_plugin.cpu_ram_efficient_loading:
+        raise ConfigError(
+            "fsdp_cpu_ram_efficient_loading leaves all processes but the first without the weights they start from.",
+            hint="Set fsdp_cpu_ram_efficient_loading: false in `accelerate config`.",
         )
     accelerator.init_trackers(stage_folder.name)
     return accelerator

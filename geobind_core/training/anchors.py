@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from geobind_core.config.models import AlignConfig
-from geobind_core.data.cache_entries import EntryDescription, cache_root
+from geobind_core.data.cache_entries import ID_BYTES, EntryDescription, cache_root
 from geobind_core.data.cell_ids import Ids, cell_ids, view_ids
 from geobind_core.data.embedding_cache import EmbeddingCache
 from geobind_core.data.loading import BatchRequest
@@ -121,6 +121,8 @@ class _Filling:
         self.batch_size = config.micro_batch_size or min(config.batch_size, _ROWS_AT_A_TIME)
         self.cache = EmbeddingCache.open(cache_root(), _description(part, config, context, reader, accelerator))
         own = cell_ids(reader.data, part.name, rows, is_file=reader.modality.reads_files)
+        if part.augmented:
+            own = _with_keys(own, reader, rows)
         self.ids: list[Ids] = [view_ids(own, view) if part.augmented else own for view in range(part.views)]
         self._failed: dict[bytes, str] = {}
         self._locate()
@@ -187,7 +189,8 @@ class _Filling:
             with self.accelerator.autocast():
                 return self.part.embed(self.encoder, batch).embedding
 
-        loaded = embed_batches(self.reader, embed, requests, self.rows, loader=self.context.run.loader, device=device)
+        rows = np.concatenate([np.empty(0, dtype=np.int64), *(request.rows for request in requests)])
+        loaded = embed_batches(self.reader, embed, requests, rows, loader=self.context.run.loader, device=device)
         for request, done in zip(requests, loaded, strict=True):
             ids = self.ids[request.epoch]
             reasons = {sample.key: sample.reason for sample in done.bad}
@@ -210,6 +213,14 @@ class _Filling:
     def _store(self, pending: list[tuple[Ids, npt.NDArray[np.float32]]]) -> None:
         if pending:
             self.cache.append(np.concatenate([ids for ids, _ in pending]), np.concatenate([v for _, v in pending]))
+
+
+def _with_keys(ids: Ids, reader: SampleReader, rows: Rows) -> Ids:
+    """Returns ids that differ between rows with the same cell: a view is drawn for a row, by its key."""
+    keys = (reader.data.key(row).encode("utf-8", "surrogatepass") for row in rows.tolist())
+    own = zip(ids, keys, strict=True)
+    joined = b"".join(hashlib.blake2b(i.tobytes() + key, digest_size=ID_BYTES).digest() for i, key in own)
+    return np.frombuffer(joined, dtype=f"V{ID_BYTES}")
 
 
 def _description(

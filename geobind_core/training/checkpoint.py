@@ -50,15 +50,6 @@ def save(accelerator: Accelerator, processes: Processes, stage_folder: Path, sta
         with replacing_folder(target) as temporary:
             processes.wait()
             _write_part(accelerator, processes, temporary, state)
-            write_json(
-                temporary / _STATE,
-                {
-                    "fingerprint": state.fingerprint,
-                    "step": state.step,
-                    "seconds": state.seconds,
-                    "bad": [[b.key, b.modality, b.reason] for b in state.bad],
-                },
-            )
     else:
         processes.wait()
         _write_part(accelerator, processes, temporary_beside(target), state)
@@ -73,6 +64,10 @@ def _write_part(accelerator: Accelerator, processes: Processes, folder: Path, st
     problem = ""
     try:
         accelerator.save_state(str(folder))
+        if processes.is_main:
+            bad = [[b.key, b.modality, b.reason] for b in state.bad]
+            record = {"fingerprint": state.fingerprint, "step": state.step, "seconds": state.seconds, "bad": bad}
+            write_json(folder / _STATE, record)
     # torch says RuntimeError and safetensors something of its own where the disk says ENOSPC.
     except (OSError, RuntimeError, SafetensorError) as error:
         problem = describe(error)

@@ -40,6 +40,12 @@ class Edge:
         return int(getattr(self.loss.config, "random_negatives", 0))
 
 
+def needed_fields(edges: Sequence[Edge], name: str) -> tuple[str, ...]:
+    """Returns what losses use of a modality's output beside the embedding."""
+    fields = {field for edge in edges if name in (edge.first, edge.second) for field in edge.loss.needs}
+    return tuple(sorted(fields | {"mask"} if "tokens" in fields else fields))
+
+
 @dataclass(frozen=True)
 class BatchRows:
     """Which rows a batch has, over all processes.
@@ -147,14 +153,15 @@ class EdgeLosses(nn.Module):
             own[name] = replace(output, **{k: v[:size] for k, v in vars(output).items() if v is not None})
             agreed = self.processes.agree(rows, max(self.processes.all_objects(len(rows))))
             gathered = self.processes.gather(EncoderOutput(output.embedding[size:]), agreed.sizes)
-            extra[name] = ExtraItems(gathered.embedding, agreed.rows)
+            # What a modality has drawn itself is no row of the data set, whatever its number.
+            extra[name] = ExtraItems(gathered.embedding, agreed.rows.clamp(min=-1))
         return own, extra
 
     def _extra(self, edge: int, name: str, random: Mapping[str, ExtraItems]) -> ExtraItems | None:
         """Returns the further items of an edge's gallery: random ones and past ones."""
         found = [queue.items() for owner, queue in self._queues(edge) if owner == name]
         if self.edges[edge].random_negatives() and name in random and name in self.edges[edge].galleries():
-            found.append(self._labelled(edge, random[name]))
+            found.append(self._labelled(edge, random[name], self.edges[edge].random_negatives()))
         items = [item for item in found if item is not None]
         if len(items) < 2:
             return items[0] if items else None
@@ -165,13 +172,14 @@ class EdgeLosses(nn.Module):
             torch.cat(labels) if labels else None,
         )
 
-    def _labelled(self, edge: int, items: ExtraItems) -> ExtraItems:
+    def _labelled(self, edge: int, items: ExtraItems, count: int) -> ExtraItems:
+        """Returns the first items, with the labels that they have for an edge."""
         codes, device = self._labels[edge], items.embedding.device
-        labels = None
+        rows, labels = items.rows[:count], None
         if codes is not None:
             # Row -1 is no row of the data set, and has no label.
-            labels = _to(torch.where(items.rows[:, None] < 0, -1, codes[items.rows]), device)
-        return ExtraItems(items.embedding, _to(items.rows, device), labels)
+            labels = _to(torch.where(rows[:, None] < 0, -1, codes[rows.clamp(min=0)]), device)
+        return ExtraItems(items.embedding[:count], _to(rows, device), labels)
 
     def _queues(self, edge: int) -> Iterator[tuple[str, NegativeQueue]]:
         yield from self.queues[edge].items()  # type: ignore[operator]

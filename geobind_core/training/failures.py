@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from geobind_core.errors import TrainingError
@@ -13,6 +14,7 @@ _FINITE_HINT = (
     "Try a lower optimizer.lr, optimizer.clip_norm: 1.0, or mixed_precision: bf16 instead of fp16; "
     "then run the same command again."
 )
+_LOADER_HINT = "Lower loader.workers or loader.decoded_cache_mib, then run the same command again."
 
 
 def safe_until(checkpointed: int | None) -> str:
@@ -74,13 +76,39 @@ def out_of_memory_error(
     )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is torch's word for an accelerator, or a CPU, that has no more memory."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, Exception) and should_reduce_batch_size(error)
+    )
+
+
+def translated(error: Exception, place: str, checkpointed: int | None) -> TrainingError | None:
+    """Returns in words what can go wrong anywhere in a stage; None for what nobody expects."""
+    if is_worker_error(error):
+        return worker_error(error, place, checkpointed)
+    if isinstance(error, MemoryError):
+        return TrainingError(
+            f"out of main memory ({_first_line(error)}).",
+            place=place,
+            hint=f"{safe_until(checkpointed)} {_LOADER_HINT}",
+        )
+    if is_out_of_memory(error):
+        return TrainingError(
+            f"out of memory ({_first_line(error)}).",
+            place=place,
+            hint=f"{safe_until(checkpointed)} Set a lower micro_batch_size, which changes nothing that is done "
+            "already; or choose a smaller model, mixed_precision: bf16, or a larger device.",
+        )
+    return None
+
+
 def worker_error(error: Exception, place: str, checkpointed: int | None) -> TrainingError:
     """Returns the error of a loader process that died."""
     return TrainingError(
         f"a loader process died: {_first_line(error)}.",
         place=place,
-        hint=f"{safe_until(checkpointed)} Killed processes are mostly out of memory: lower loader.workers or "
-        "loader.decoded_cache_mib, then run the same command again.",
+        hint=f"{safe_until(checkpointed)} Killed processes are mostly out of memory. {_LOADER_HINT}",
     )
 
 

@@ -16,7 +16,7 @@ from geobind_core.errors import ConfigError, TrainingError
 from geobind_core.plugins.modality import EncoderOutput
 from geobind_core.plugins.stage_kind import StageContext
 from geobind_core.space.encoder import SpaceEncoder, as_output, content_hash, project
-from geobind_core.training.edges import Edge
+from geobind_core.training.edges import Edge, needed_fields
 from geobind_core.training.step import join, slices_of
 
 
@@ -67,7 +67,7 @@ def frozen_parts(config: AlignConfig, edges: Sequence[Edge], context: StageConte
     parts = []
     for name in (*(config.anchor or ()), *config.freeze_trunk):
         is_trunk = name in config.freeze_trunk
-        needed = sorted({field for edge in edges if name in (edge.first, edge.second) for field in edge.loss.needs})
+        needed = needed_fields(edges, name)
         if is_trunk and context.encoders[name].projection is None:
             raise ConfigError(
                 f"the trunk of '{name}' is frozen, and it has no projection that could be trained.",
@@ -82,7 +82,7 @@ def frozen_parts(config: AlignConfig, edges: Sequence[Edge], context: StageConte
         augmented = name in config.augment
         # What differs from epoch to epoch, or is more than an embedding, is not worth its place on a disk.
         cached = config.anchor_cache != "off" and not needed and (not augmented or config.anchor_views is not None)
-        views = (config.anchor_views or 1) if augmented else 1
+        views = min(config.anchor_views or 1, config.epochs) if augmented else 1
         parts.append(FrozenPart(name, is_trunk, augmented, cached, views))
     return tuple(parts)
 

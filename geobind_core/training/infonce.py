@@ -45,7 +45,8 @@ def info_nce(
         The sum over the queries over `total`, in nats.
     """
     relations = Relations(offset, treat_as, query_labels, gallery_labels, query_rows, gallery_rows)
-    value: torch.Tensor = OneWay.apply(*as_inputs(query, gallery, logit_scale), relations, total or len(query))
+    inputs = as_inputs(query, gallery, logit_scale)
+    value: torch.Tensor = OneWay.apply(*inputs, relations, total or len(query))  # type: ignore[no-untyped-call]
     return value
 
 
@@ -67,7 +68,7 @@ def symmetric_info_nce(
         treat_as: As in `info_nce`.
     """
     relations = Relations(0, treat_as, labels, labels)
-    value: torch.Tensor = Symmetric.apply(*as_inputs(first, second, logit_scale), relations)
+    value: torch.Tensor = Symmetric.apply(*as_inputs(first, second, logit_scale), relations)  # type: ignore[no-untyped-call]
     return value
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import should_reduce_batch_size
 
 from geobind_core.config.models import AlignConfig
 from geobind_core.data.paired import PairedData
@@ -72,19 +71,20 @@ class _Stage:
         rows = self.data.rows("train", [*self.config.train, *(self.config.anchor or ())])
         self.bad = BadSampleCount(len(rows), self.config.max_bad_samples, self.place)
         self.bad.add(state.bad)
-        prepared = prepare(
-            self.config, self.context, self.data, self.accelerator, self.processes, rows, state.step, self._note_bad
-        )
-        if state.step:
-            checkpoint.restore(self.accelerator, self.context.folder)
-            self.context.reporter.say(f"  going on from step {state.step} of {prepared.total_steps}")
         try:
+            prepared = prepare(
+                self.config, self.context, self.data, self.accelerator, self.processes, rows, state.step, self._note_bad
+            )
+            if state.step:
+                checkpoint.restore(self.accelerator, self.context.folder)
+                self.context.reporter.say(f"  going on from step {state.step} of {prepared.total_steps}")
             with stop_requests() as stop:
                 summary = self._steps(prepared, stop)
-        except RuntimeError as error:  # at any point: the loader watches its workers by a signal
-            if failures.is_worker_error(error):
-                raise failures.worker_error(error, self.place, self.state.saved_step) from error
-            raise
+        except Exception as error:  # at any point: the loader watches its workers by a signal
+            translated = failures.translated(error, self.place, state.saved_step)
+            if translated is None:
+                raise
+            raise translated from error
         finish(self.config, self.context, self.accelerator, prepared)
         bad = [str(b) for b in self.bad.found.values()]
         return StageResult({**summary, "rows": len(prepared.rows), "bad_samples": bad})
@@ -177,7 +177,7 @@ class _Stage:
             model = prepared.updates.model
             share, logs = gradients(self.accelerator, model, prepared.losses, step, micro)
         except Exception as error:
-            if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
+            if not failures.is_out_of_memory(error):
                 raise
             traceback.clear_frames(error.__traceback__)  # they keep the tensors that there is no room for
             raise failures.out_of_memory_error(
@@ -219,9 +219,13 @@ class _Stage:
     def _stop(self, stop: StopRequest) -> None:
         name = stop.signal.name if stop.signal else "a signal to another process"
         stop.signal = None  # seen to
-        raise KeyboardInterrupt(
-            f"stopped by {name}; the checkpoint of step {self.state.step} of stage '{self.config.name}' is written"
+        stage = f"stage '{self.config.name}'"
+        done = (
+            f"the checkpoint of step {self.state.step} of {stage} is written"
+            if self.state.step
+            else f"{stage} is at its start"
         )
+        raise KeyboardInterrupt(f"stopped by {name}; {done}")
 
     def _note_bad(self, samples: list[BadSample]) -> None:
         for sample in self.bad.add(samples):

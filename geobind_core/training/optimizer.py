@@ -23,7 +23,7 @@ def build_optimizer(modules: Iterable[nn.Module], config: AdamW) -> Optimizer:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=config.lr,
         betas=config.betas,
@@ -31,6 +31,20 @@ def build_optimizer(modules: Iterable[nn.Module], config: AdamW) -> Optimizer:
         # One kernel for all parameters, instead of a dozen; for parameters it cannot do, torch says so itself.
         fused=all(p.is_floating_point() for p in parameters),
     )
+    optimizer.register_load_state_dict_post_hook(_lay_out_as_parameters)
+    return optimizer
+
+
+def _lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Arranges what was loaded in memory as the parameters are.
+
+    The fused kernel goes through both as they lie there. A stage may go on in another layout than it had
+    when its checkpoint was written: `channels_last` is the default on CUDA devices alone.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if getattr(value, "shape", None) == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def build_scheduler(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from geobind_core.errors import EXIT_FAILURE, TrainingError
 from geobind_core.plugins.modality import EncoderOutput
 
 # One process may embed or write for hours while the others wait for it.
@@ -65,7 +68,8 @@ class Processes:
     def wait(self) -> None:
         """Returns when all processes have come here."""
         if self.count > 1:
-            dist.barrier(group=self._cpu)
+            with self._meeting():
+                dist.barrier(group=self._cpu)
 
     def agree(self, rows: torch.Tensor, room: int, *flags: bool) -> Agreement:
         """Tells the others the row numbers and flags of this process, and returns those of all.
@@ -82,7 +86,8 @@ class Processes:
         said[1 : 1 + len(flags)] = torch.tensor(flags, dtype=torch.long)
         said[1 + len(flags) : 1 + len(flags) + len(rows)] = rows
         heard = [torch.empty_like(said) for _ in range(self.count)]
-        dist.all_gather(heard, said, group=self._cpu)
+        with self._meeting():
+            dist.all_gather(heard, said, group=self._cpu)
         sizes = tuple(int(h[0]) for h in heard)
         parts = [h[1 + len(flags) : 1 + len(flags) + size] for h, size in zip(heard, sizes, strict=True)]
         return Agreement(
@@ -98,8 +103,21 @@ class Processes:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value, group=self._cpu)
+        with self._meeting():
+            dist.all_gather_object(values, value, group=self._cpu)
         return values
+
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        """Ends this process with few words when another has ended, which has said why."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(text in str(error) for text in ("by peer", "Broken pipe")):
+                raise
+            if not self.is_main:
+                sys.exit(EXIT_FAILURE)
+            raise TrainingError("another process has ended.", hint="If it said why, that stands above.") from None
 
     def gather(self, output: EncoderOutput, sizes: Sequence[int]) -> EncoderOutput:
         """Puts the rows of all processes together; gradients find their way back to the process of a row.
@@ -139,6 +157,13 @@ class Processes:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.count
+
+    @torch.no_grad()
+    def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Gives tensors the values that they have on the main process."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def total(self, share: torch.Tensor) -> torch.Tensor:
         """Returns the sum of a detached tensor over the processes."""

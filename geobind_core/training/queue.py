@@ -37,8 +37,9 @@ class NegativeQueue(nn.Module):
         filled = min(self.pushed, self.size)
         if filled == 0:
             return None
-        labels = self.labels[:filled] if self.labels.shape[1] else None
-        return ExtraItems(self.embedding[:filled], self.rows[:filled], labels)
+        labels = self.labels[:filled].clone() if self.labels.shape[1] else None
+        # A copy: losses may keep it for their gradient, and by then `push` has overwritten the original.
+        return ExtraItems(self.embedding[:filled].clone(), self.rows[:filled].clone(), labels)
 
     @torch.no_grad()
     def push(self, embedding: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor | None) -> None:

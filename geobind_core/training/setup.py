@@ -21,7 +21,7 @@ from geobind_core.plugins.modality import Augmentation, Modality
 from geobind_core.plugins.stage_kind import StageContext
 from geobind_core.space.embed import to_device
 from geobind_core.training.anchors import cached_column
-from geobind_core.training.edges import Edge, EdgeLosses
+from geobind_core.training.edges import Edge, EdgeLosses, needed_fields
 from geobind_core.training.frozen import FrozenPart, TrunkHead, frozen_parts
 from geobind_core.training.processes import Processes
 from geobind_core.training.seeds import derived_seed
@@ -129,7 +129,7 @@ def prepare(
             module.eval()
         encoders[name] = TrunkHead(context.encoders[name]) if name in trunks else context.encoders[name]
     _check_batches(config, context, sampler.batch_size, len(rows), processes)
-    model = StageModel(encoders)
+    model = StageModel(encoders, {name: needed_fields(edges, name) for name in encoders})
     if accelerator.distributed_type == DistributedType.FSDP:
         model = copy.deepcopy(model)  # it will be taken apart for good
     elif context.run.channels_last or (context.run.channels_last is None and device.type == "cuda"):
@@ -150,6 +150,8 @@ def prepare(
 def finish(config: AlignConfig, context: StageContext, accelerator: Accelerator, prepared: Prepared) -> None:
     """Leaves the trained encoders whole, frozen and on the CPU."""
     model = accelerator.unwrap_model(prepared.updates.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+    # Running statistics are of the rows that a process has seen; the next stage needs the same network everywhere.
+    prepared.losses.processes.copy_from_main(model.buffers())
     if accelerator.distributed_type == DistributedType.FSDP:
         state = full_state(model)
         target = StageModel({name: _trained(context, name, model.encoders[name]) for name in config.train})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from geobind_core.data.samples import BadSample
-from geobind_core.files import write_text
+from geobind_core.files import naming, write_text
 
 LOG = "log.jsonl"
 
@@ -28,7 +28,8 @@ class StageLog:
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds a line."""
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+        path = self.folder / LOG
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def append_bad(self, sample: BadSample, step: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -17,14 +17,28 @@ from geobind_core.training.edges import BatchRows, EdgeLosses
 
 
 class StageModel(nn.Module):
-    """The trained encoders of a stage as one module, so that Accelerate wraps them once."""
+    """The trained encoders of a stage as one module, so that Accelerate wraps them once.
 
-    def __init__(self, encoders: Mapping[str, nn.Module]) -> None:
+    Args:
+        encoders: Modality -> its encoder.
+        needed: Modality -> what is kept of its output beside the embedding; None keeps everything.
+            DDP expects a gradient of whatever comes out.
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module], needed: Mapping[str, Collection[str]] | None = None) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(encoders)
+        self._needed = needed
 
     def forward(self, inputs: Mapping[str, Any]) -> dict[str, EncoderOutput]:
-        return {name: encoder(inputs[name]) for name, encoder in self.encoders.items()}
+        outputs = {name: encoder(inputs[name]) for name, encoder in self.encoders.items()}
+        if self._needed is None:
+            return outputs
+        return {name: _only(output, self._needed[name]) for name, output in outputs.items()}
+
+
+def _only(output: EncoderOutput, needed: Collection[str]) -> EncoderOutput:
+    return EncoderOutput(output.embedding, **{name: getattr(output, name) for name in needed})
 
 
 @dataclass(frozen=True)

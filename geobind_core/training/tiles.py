@@ -36,9 +36,7 @@ def spans(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def as_inputs(
-    query: torch.Tensor, gallery: torch.Tensor, *scalars: torch.Tensor | float
-) -> tuple[torch.Tensor, ...]:
+def as_inputs(query: torch.Tensor, gallery: torch.Tensor, *scalars: torch.Tensor | float) -> tuple[torch.Tensor, ...]:
     """Returns embeddings and scalars as one kind of float, float32 or float64, and in `no_grad` detached.
 
     Detached, because a function asked for no gradient is still told that its inputs require one.
@@ -140,46 +138,53 @@ class OneWay(torch.autograd.Function):
         total: int,
     ) -> torch.Tensor:
         edge = edge_of(query.device)
-        height = min(len(query), max(1, edge // 16, 8 * edge * edge // len(gallery)))
+        height = max(1, min(len(query), max(edge // 16, 8 * edge * edge // len(gallery))))
         buffer = query.new_empty(height, len(gallery))
-        items, loss = slice(0, len(gallery)), query.new_zeros(())
+        items, losses, factor = slice(0, len(gallery)), query.new_empty(len(query), 1), logit_scale * LOG2_E
         query_needs, gallery_needs, scale_needs = ctx.needs_input_grad[:3]
         query_gradient = torch.empty_like(query) if query_needs or scale_needs else None
         gallery_gradient = torch.zeros_like(gallery) if gallery_needs else None
-        scale_gradient = torch.zeros_like(loss)
         for queries in spans(len(query), height):
             asking = query[queries]
-            stripe = buffer[: len(asking)]
-            torch.mm(asking * (logit_scale * LOG2_E), gallery.T, out=stripe)
+            stripe = torch.mm(asking * factor, gallery.T, out=buffer[: len(asking)])
             right = relations.apply_to(stripe, queries, items)
             if right is None:
-                aim = relations.own(stripe, queries, items).clone()
+                aim = relations.own(stripe, queries, items)[:, None].clone()
             else:
-                share = right / right.sum(1, keepdim=True)
-                aim = (stripe * share).sum(1)
+                share = right.to(stripe.dtype) / right.sum(1, keepdim=True)
+                aim = (stripe * share).sum(1, keepdim=True)
             largest = stripe.amax(1, keepdim=True)
             sums = stripe.sub_(largest).exp2_().sum(1, keepdim=True)
-            loss += (largest + sums.log2())[:, 0].sub_(aim).sum()
+            losses[queries] = largest.sub_(aim).add_(sums.log2())
 
-            # The stripe holds the probabilities times their sums; from here on, the gradient times them.
+            # From here on, the stripe holds the gradient of the logits.
+            stripe /= sums
             if right is None:
-                relations.own(stripe, queries, items).sub_(sums[:, 0])
+                relations.own(stripe, queries, items).sub_(1)
             else:
-                stripe.sub_(share.mul_(sums))
+                stripe -= share
             if query_gradient is not None:
-                rows = torch.mm(stripe, gallery, out=query_gradient[queries]).div_(sums)
-                scale_gradient += (rows * asking).sum()
-                rows.mul_(logit_scale / total)
+                torch.mm(stripe, gallery, out=query_gradient[queries])
             if gallery_gradient is not None:
-                gallery_gradient.addmm_(stripe.T, asking * (logit_scale / total / sums))
-        ctx.save_for_backward(query_gradient, gallery_gradient, scale_gradient / total)
-        return loss / (total * LOG2_E)
+                gallery_gradient.addmm_(stripe.T, asking)
+        ctx.total = total
+        ctx.save_for_backward(query, logit_scale, query_gradient, gallery_gradient)
+        return losses.sum() / (total * LOG2_E)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        wanted = zip(ctx.saved_tensors, ctx.needs_input_grad[:3], strict=True)
-        return *(gradient * outer if needed else None for gradient, needed in wanted), None, None
+        query, logit_scale, query_gradient, gallery_gradient = ctx.saved_tensors
+        query_needs, _, scale_needs = ctx.needs_input_grad[:3]
+        outer = outer / ctx.total
+        factor = outer * logit_scale
+        return (
+            query_gradient * factor if query_needs else None,
+            None if gallery_gradient is None else gallery_gradient * factor,
+            torch.dot(query.reshape(-1), query_gradient.reshape(-1)) * outer if scale_needs else None,
+            None,
+            None,
+        )
 
 
 class Symmetric(torch.autograd.Function):
@@ -218,7 +223,7 @@ class Symmetric(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         first, second, logit_scale, sums, answers = ctx.saved_tensors
-        first_needs, second_needs, scale_needs = ctx.needs_input_grad[:3]
+        first_needs, second_needs = ctx.needs_input_grad[:2]
         # The loss is the same with the sides exchanged: the query is one that needs a gradient.
         query, gallery = (first, second) if first_needs else (second, first)
         row_sums, column_sums = sums if first_needs else sums.flip(0)
@@ -236,10 +241,10 @@ class Symmetric(torch.autograd.Function):
             if gallery_gradient is not None:
                 gallery_gradient[columns].addmm_(gradient.T, query[rows])
         outer = outer / (2 * len(query))
-        scale_gradient = torch.linalg.vecdot(query, query_gradient).sum() * outer
+        scale_gradient = torch.dot(query.reshape(-1), query_gradient.reshape(-1)) * outer
         query_gradient *= outer * logit_scale
         if gallery_gradient is not None:
             gallery_gradient *= outer * logit_scale
-        if not first_needs:
-            query_gradient, gallery_gradient = gallery_gradient, query_gradient
-        return query_gradient, gallery_gradient, scale_gradient, None
+        if first_needs:
+            return query_gradient, gallery_gradient, scale_gradient, None
+        return None, query_gradient, scale_gradient, None

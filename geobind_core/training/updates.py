@@ -56,6 +56,8 @@ class Updates:
             for optimizer in optimizers
         ]
         self.model, optimizers[0], schedulers[0] = accelerator.prepare(model, optimizers[0], schedulers[0])
+        if divided:
+            _begin(optimizers[0])
         accelerator.register_for_checkpointing(losses, *optimizers[1:], *schedulers[1:])
         self._optimizers: list[Any] = optimizers
         self._schedulers: list[Any] = schedulers
@@ -89,6 +91,14 @@ class Updates:
         total = torch.linalg.vector_norm(torch.stack(whole))
         for part in parts:
             nn.utils.clip_grads_with_norm_(part, largest, total)
+
+
+def _begin(optimizer: Any) -> None:
+    """Gives each parameter the state that AdamW starts from; FSDP2's checkpoints need one, gradient or not."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            zeros = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[p] = {"step": torch.zeros((), device=p.device), **zeros}
 
 
 def full_state(module: nn.Module) -> dict[str, torch.Tensor]:

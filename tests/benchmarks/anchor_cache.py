@@ -9,7 +9,7 @@ from typing import Any
 from geobind_core import StageContext
 from geobind_core.config.models import AlignConfig
 
-from .data import Architecture, small_clip, table_source, tiny_clip, vit_b_32, write_photos, write_table, write_weights
+from .data import Architecture, light_clip, table_source, tiny_clip, vit_b_32, write_photos, write_table, write_weights
 from .measure import Settings, interleaved, median
 from .results import Goal, Row
 from .stage import Trace, train_copies, with_stage
@@ -72,8 +72,8 @@ def _cases(settings: Settings) -> list[_Case]:
         _Case("ViT-B-32, from memory", large, 96, 32, 1.3),
         _Case(f"ViT-B-32, from {photos}", large, 64, 32, 1.8, _SIDE, "on a CPU the networks take most of the time"),
         _Case(
-            f"small ViT, from {photos}",
-            small_clip(),
+            f"light ViT, from {photos}",
+            light_clip(),
             384,
             32,
             1.8,

@@ -15,6 +15,8 @@ from typing import Any
 
 from rich.console import Console
 
+from geobind_core.errors import EXIT_INTERRUPTED
+
 from . import anchor_cache, floor, overhead, peer, tiled_infonce, two_pass
 from .measure import Settings
 from .results import Row, machine, table_of
@@ -31,7 +33,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
 
 
 def run(arguments: Sequence[str], folder: str) -> int:
-    """Runs what is asked for; returns the exit code: 1 if a benchmark broke, whatever the figures are."""
+    """Runs what is asked for; returns the exit code: 1 if one broke, 130 if interrupted, 0 whatever the figures are."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=BENCHMARKS, default=list(BENCHMARKS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures and timings to this file")
@@ -50,24 +52,28 @@ def run(arguments: Sequence[str], folder: str) -> int:
         "broken": {},
         "rows": [],
     }
-    progress, rows = Console(stderr=True, highlight=False), []
+    progress = Console(stderr=True, highlight=False)
+    rows: list[Row] = []
+    interrupted = False
     for name in options.only:
         progress.print(f"{name} …")
         own = Path(folder) / name
         own.mkdir()
         started = time.monotonic()
         try:
-            found = BENCHMARKS[name](Settings(options.quick, repeats, own))
+            rows += BENCHMARKS[name](Settings(options.quick, repeats, own))
+        except KeyboardInterrupt:
+            interrupted = True
+            break
         except Exception as error:  # the others are worth having all the same
             progress.print(traceback.format_exc(), markup=False)
             report["broken"][name] = f"{type(error).__name__}: {error}"
-            found = [Row(name, "broken", "", note=report["broken"][name])]
+            rows.append(Row(name, "broken", "", note=report["broken"][name]))
         report["seconds"][name] = round(time.monotonic() - started, 1)
-        rows += found
+        report["rows"] = [row.as_json() for row in rows]
+        if options.json:  # after each, for it may be interrupted
+            options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         gc.collect()
-    report["rows"] = [row.as_json() for row in rows]
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     # A table that is piped into a file is not cut to the width of a terminal that is not there.
     output = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False, emoji=False)
     output.print(table_of(rows))
@@ -75,4 +81,7 @@ def run(arguments: Sequence[str], folder: str) -> int:
     output.print(f"{where}; {repeats} repeats, {sum(report['seconds'].values()):.0f} s")
     if options.quick:
         output.print("--quick: these sizes say nothing about speed")
+    if interrupted:
+        output.print("interrupted: not all of it was measured")
+        return EXIT_INTERRUPTED
     return 1 if report["broken"] else 0

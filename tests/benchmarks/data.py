@@ -27,6 +27,12 @@ def small_clip() -> Architecture:
     }
 
 
+def light_clip() -> Architecture:
+    """A CLIP beside which reading an image takes most of the time: 2 layers, and 9 patches of 96 x 96 pixels."""
+    small = small_clip()
+    return {**small, "vision_cfg": {**small["vision_cfg"], "layers": 2, "patch_size": 32}}
+
+
 def tiny_clip() -> Architecture:
     """A CLIP for `--quick`."""
     return {

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -181,6 +182,7 @@ class _OpenClip:
             with (
                 mock.patch.object(script, "train_one_epoch", clocked),
                 mock.patch.object(script, "setup_logging"),
+                warnings.catch_warnings(action="ignore"),  # its loaders ask for pinned memory, on a CPU too
             ):
                 script.main(self._arguments(epochs))
         finally:

@@ -13,7 +13,15 @@ from geobind_plugin_imagery.images import Satellite
 from geobind_plugin_imagery.text import Text
 
 from geobind_core.config.models import LoaderConfig
-from geobind_core.data.loading import SequentialBatches, TrainingBatches, batches, epoch_order, plan_workers
+from geobind_core.data.loading import (
+    BatchRequest,
+    SequentialBatches,
+    Shard,
+    TrainingBatches,
+    batches,
+    epoch_order,
+    plan_workers,
+)
 from geobind_core.data.paired import PairedData
 from geobind_core.data.samples import SampleReader
 from geobind_core.data.table import read_table
@@ -220,11 +228,186 @@ def test_a_batch_of_nothing() -> None:
 
 def test_workers_are_planned_by_what_fits() -> None:
     reader = blocks()
-    rows = np.arange(4)
-    assert plan_workers({"blocks": reader}, rows, LoaderConfig(decoded_cache_mib=1)) == (0, 2**20)
+    rows, cpu, accelerator = np.arange(4), torch.device("cpu"), torch.device("cuda")
+    small, large = LoaderConfig(decoded_cache_mib=1), LoaderConfig(workers=3, decoded_cache_mib=3)
+    assert plan_workers({"blocks": reader}, rows, small, cpu) == (0, 2**20)
     many = np.zeros(2_000, dtype=np.int64)  # as many rows as do not fit in 1 MiB
-    workers, room = plan_workers({"blocks": reader, "more": reader}, many, LoaderConfig(decoded_cache_mib=1))
+    workers, room = plan_workers({"blocks": reader, "more": reader}, many, small, cpu)
     assert workers >= 1
     assert room == 2**20 // 2 // workers
-    assert plan_workers({"blocks": reader}, many, LoaderConfig(workers=3, decoded_cache_mib=3)) == (3, 2**20)
-    assert plan_workers({"blocks": reader}, many, LoaderConfig(workers=0, decoded_cache_mib=0)) == (0, 0)
+    assert plan_workers({"blocks": reader}, many, large, cpu) == (3, 2**20)
+    assert plan_workers({"blocks": reader}, many, LoaderConfig(workers=0, decoded_cache_mib=0), cpu) == (0, 0)
+    workers, room = plan_workers({"blocks": reader}, rows, small, accelerator)
+    assert workers >= 1, "an accelerator does not wait, whatever fits"
+    assert room == 2**20 // workers
+    assert plan_workers({"blocks": reader}, rows, LoaderConfig(workers=0), accelerator)[0] == 0
+
+
+def test_processes_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    found = {}
+    for processes in ("1", "4", "64"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        found[processes], _ = plan_workers({"b": blocks()}, np.arange(4), LoaderConfig(), torch.device("cuda"))
+    assert found == {"1": 15, "4": 3, "64": 1}
+
+
+def test_what_is_only_looked_up_needs_no_workers() -> None:
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        assert plan_workers({}, np.arange(4), LoaderConfig(), device) == (0, 0)
+        assert plan_workers({}, np.arange(4), LoaderConfig(workers=2), device)[0] == 2
+
+
+# ---------------------------------------------------------------------- several processes
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("rows", [0, 1, 4, 5, 24])
+def test_shards_are_all_of_it_in_order(count: int, rows: int) -> None:
+    parts = [Shard(i, count).of(np.arange(rows)) for i in range(count)]
+    assert np.concatenate(parts).tolist() == list(range(rows))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_read_the_batches_of_one(count: int) -> None:
+    """Rows and random rows, put together, are those of a single process; so are the steps."""
+    settings: dict[str, Any] = {"random": {"a": 7, "b": 4}, "drawn": ["b"], "start_step": 3}
+    whole = list(TrainingBatches(np.arange(23), 8, 3, 1, **settings))
+    parts = [list(TrainingBatches(np.arange(23), 8, 3, 1, shard=Shard(i, count), **settings)) for i in range(count)]
+    assert len(whole) == 3
+    for i, request in enumerate(whole):
+        mine = [part[i] for part in parts]
+        assert {(r.epoch, r.step) for r in mine} == {(request.epoch, request.step)}
+        assert np.concatenate([r.rows for r in mine]).tolist() == request.rows.tolist()
+        for name in ("a", "b"):
+            assert np.concatenate([r.random[name] for r in mine]).tolist() == request.random[name].tolist()
+
+
+# ---------------------------------------------------------------------- random rows, and columns
+
+
+def test_random_rows_are_a_pure_function_of_seed_step_and_modality() -> None:
+    rows = np.arange(100, 140)
+
+    def random(seed: int = 1, start: int = 0, size: int = 8) -> dict[int, tuple[int, ...]]:
+        sampler = TrainingBatches(rows, size, 4, seed, start_step=start, random={"a": 6, "b": 6})
+        np.random.seed(start)
+        return {r.step: (*r.random["a"].tolist(), *r.random["b"].tolist()) for r in sampler}
+
+    expected = random()
+    assert len(set(expected.values())) == len(expected) == 20
+    assert random(start=7) == {step: found for step, found in expected.items() if step >= 7}
+    assert random(size=4)[3] == expected[3], "whatever the batch"
+    assert not set(random(seed=2).values()) & set(expected.values())
+    assert all(found[:6] != found[6:] for found in expected.values())
+    assert {row for found in expected.values() for row in found} <= set(rows.tolist())
+    more_than_there_are = TrainingBatches(rows[:3], 2, 1, 1, random={"a": 50})
+    assert len(next(iter(more_than_there_are)).random["a"]) == 50
+
+
+class Drawing(Blocks):
+    """Draws a thousand of one number; 7 cannot be transformed."""
+
+    name: ClassVar[str] = "drawing"
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+        return np.full(1000, rng.integers(200, 250), dtype=np.uint8)
+
+    def transform(self, sample: Any, *, train: bool, rng: np.random.Generator) -> Any:
+        if sample[0] % 8 == 7:
+            raise ValueError("no sevens")
+        return sample
+
+
+def drawing(seed: int = 0) -> SampleReader:
+    reader = blocks(broken_too=True)
+    return SampleReader(reader.data, "blocks", Drawing(ModalityConfig()), train=True, seed=seed)
+
+
+def numbers_of(batch: dict[str, Any]) -> list[int]:
+    found: list[int] = batch["inputs"]["blocks"][:, 0].tolist()
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_random_rows_stand_behind_those_of_the_batch(workers: int) -> None:
+    sampler = TrainingBatches(np.arange(20), 5, 3, seed=0, random={"blocks": 6})
+    requests = {request.step: request for request in sampler}
+    found = list(batches({"blocks": blocks(broken_too=True)}, sampler, workers=workers, pin_memory=False))
+    assert len(found) == 12
+    for batch in found:
+        request = requests[batch["step"]]
+        assert batch["rows"].tolist() == [row for row in request.rows.tolist() if row not in (4, 5)]
+        assert batch["random"]["blocks"].tolist() == [r for r in request.random["blocks"].tolist() if r not in (4, 5)]
+        assert numbers_of(batch) == [*batch["rows"].tolist(), *batch["random"]["blocks"].tolist()]
+        bad = [row for row in (*request.rows.tolist(), *request.random["blocks"].tolist()) if row in (4, 5)]
+        assert sorted(sample.key for sample in batch["bad"]) == sorted(f"k{row}" for row in bad)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_drawn_observations_are_a_pure_function_of_seed_and_step(workers: int) -> None:
+    def drawn(seed: int = 0, start: int = 0) -> dict[int, tuple[list[int], list[int]]]:
+        sampler = TrainingBatches(np.arange(8, 15), 5, 12, 0, start_step=start, random={"blocks": 6}, drawn=["blocks"])
+        loader = batches({"blocks": drawing(seed)}, sampler, workers=workers, pin_memory=False)
+        return {b["step"]: (b["random"]["blocks"].tolist(), numbers_of(b)[len(b["rows"]) :]) for b in loader}
+
+    found = drawn()
+    assert len(found) == 12
+    for numbers, values in found.values():
+        assert len(numbers) == len(values)
+        assert set(numbers) <= {-1, -2, -3, -4, -5, -6}
+        assert all(200 <= value < 250 and value % 8 != 7 for value in values)
+    assert min(len(values) for _, values in found.values()) < 6, "one of eight cannot be had"
+    assert len({tuple(values) for _, values in found.values()}) == 12
+    assert drawn(start=5) == {step: value for step, value in found.items() if step >= 5}
+    assert drawn(seed=1) != found
+
+
+def test_a_drawn_observation_that_fails_is_named() -> None:
+    sampler = TrainingBatches(np.arange(8, 15), 5, 12, 0, random={"blocks": 6}, drawn=["blocks"])
+    loader = batches({"blocks": drawing()}, sampler, workers=0, pin_memory=False)
+    named = [(b["step"], str(bad)) for b in loader for bad in b["bad"] if bad.key.startswith("random")]
+    assert named
+    for step, text in named:
+        assert text.startswith("random ")
+        assert text.endswith(f" of step {step} (blocks): ValueError: no sevens")
+
+
+class Known:
+    """Something known of each row, in each epoch."""
+
+    def of(self, rows: Any, epoch: int) -> Any:
+        return np.stack([rows * 10.0, np.full(len(rows), float(epoch))], 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_columns_stand_in_for_samples(workers: int) -> None:
+    """They have the rows that are left when the others have been read, and the random ones behind them."""
+    sampler = TrainingBatches(np.arange(20), 5, 2, seed=0, random={"known": 3})
+    reader = {"blocks": blocks(broken_too=True)}
+    found = list(batches(reader, sampler, workers=workers, pin_memory=False, columns={"known": Known()}))
+    assert [len(batch["rows"]) for batch in found] != [5] * 8, "two rows cannot be read"
+    for batch in found:
+        rows = [*batch["rows"].tolist(), *batch["random"]["known"].tolist()]
+        assert len(batch["random"]["known"]) == 3
+        assert batch["inputs"]["known"].dtype == torch.float32
+        assert batch["inputs"]["known"].tolist() == [[row * 10.0, float(batch["epoch"])] for row in rows]
+        assert numbers_of(batch) == batch["rows"].tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_columns_alone(workers: int) -> None:
+    sampler = TrainingBatches(np.arange(20), 8, 1, seed=0)
+    found = list(batches({}, sampler, workers=workers, pin_memory=False, columns={"known": Known()}))
+    assert [batch["rows"].tolist() for batch in found] == [request.rows.tolist() for request in sampler]
+    assert all(batch["inputs"]["known"][:, 0].tolist() == [r * 10.0 for r in batch["rows"].tolist()] for batch in found)
+
+
+def test_a_batch_of_nothing_but_random_rows() -> None:
+    sampler = [BatchRequest(0, 0, np.array([4, 5]), {"blocks": np.array([9, 4])})]
+    (batch,) = batches({"blocks": blocks(broken_too=True)}, sampler, workers=0, pin_memory=False)
+    assert batch["rows"].tolist() == []
+    assert batch["random"]["blocks"].tolist() == numbers_of(batch) == [9]
+    assert len(batch["bad"]) == 3

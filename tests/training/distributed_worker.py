@@ -7,6 +7,7 @@ those of two: `RANK=0 WORLD_SIZE=2 ... python distributed_worker.py FOLDER`.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,30 +18,28 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 from torch import nn
 
-from geobind_core.config.models import RunConfig
+from geobind_core.config.models import AlignConfig, RunConfig
 from geobind_core.data.paired import PairedData
 from geobind_core.plugins.loss import LossOutput
 from geobind_core.plugins.modality import EncoderOutput
 from geobind_core.plugins.source import Observations
 from geobind_core.space.encoder import SpaceEncoder
+from geobind_core.training import checkpoint
 from geobind_core.training.accelerator import make_accelerator, processes_of
-from geobind_core.training.edges import BatchRows, Edge, EdgeLosses
-from geobind_core.training.losses import InfoNCE, InfoNCEConfig
+from geobind_core.training.edges import BatchRows, Edge, EdgeLosses, needed_fields
+from geobind_core.training.losses import InfoNCE, InfoNCEConfig, Sigmoid, SigmoidConfig
 from geobind_core.training.processes import Processes
-from geobind_core.training.step import StageModel, Step, gradients, slice_count
-from geobind_core.training.updates import full_state
+from geobind_core.training.step import StageModel, Step, gradients, leaves_out_parameters, slice_count
+from geobind_core.training.updates import Updates, full_state
 
 DIM = 6
 ROWS = 64
 LABELS = [None if row % 7 == 3 else f"kind {row % 4}" for row in range(ROWS)]
-
-
-class FurtherConfig(InfoNCEConfig):
-    queue: int = 0
-    random_negatives: int = 0
 
 
 class TokenLoss(nn.Module):
@@ -58,6 +57,8 @@ class TokenLoss(nn.Module):
 
 
 class Tokens(InfoNCE):
+    needs = ("tokens", "log_variance")
+
     def build(self) -> nn.Module:  # type: ignore[override]
         return TokenLoss()
 
@@ -78,23 +79,13 @@ class TokenEncoder(nn.Module):
         return EncoderOutput(pooled, tokens, batch["mask"], self.variance(pooled).tanh())
 
 
-def _sigmoid(settings: Mapping[str, Any]) -> Any:
-    from geobind_core.training.losses import Sigmoid
-
-    return Sigmoid(Sigmoid.Config.model_validate(settings))
-
-
-def _info_nce(settings: Mapping[str, Any]) -> InfoNCE:
-    return InfoNCE(FurtherConfig.model_validate(settings))
-
-
 def _temperature(value: float) -> dict[str, float]:
     return {"init_temperature": value}
 
 
 LOSSES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "infonce": _info_nce,
-    "sigmoid": _sigmoid,
+    "infonce": lambda settings: InfoNCE(InfoNCEConfig.model_validate(settings)),
+    "sigmoid": lambda settings: Sigmoid(SigmoidConfig.model_validate(settings)),
     "tokens": lambda settings: Tokens(InfoNCEConfig()),
 }
 # Pairs, what they are weighed with, and what differs from the loss of the case.
@@ -115,26 +106,26 @@ class Case:
 
     Attributes:
         stage: One of `STAGES`.
-        sizes: The rows that each of two processes has.
+        sizes: The rows that each process has.
         loss: Settings of the loss.
         micro: The micro-batch size.
         dtype: Of weights and data.
         steps: How many steps are taken, each with other rows.
-        random: Random negatives of each of two processes.
-        lengths: The tokens that each of two processes pads its rows to.
+        random: Random negatives of each process.
+        lengths: The tokens that each process pads its rows to.
         labels: Whether the data set has labels.
         dropout: Share of units that are dropped.
         divided: Whether FSDP2 divides the parameters.
     """
 
     stage: str
-    sizes: tuple[int, int] = (6, 6)
+    sizes: tuple[int, ...] = (6, 6)
     loss: tuple[tuple[str, Any], ...] = ()
     micro: int | None = None
     dtype: torch.dtype = torch.float64
     steps: int = 1
-    random: tuple[int, int] = (0, 0)
-    lengths: tuple[int, int] = (7, 7)
+    random: tuple[int, ...] = (0, 0)
+    lengths: tuple[int, ...] = (7, 7)
     labels: bool = False
     dropout: float = 0.0
     divided: bool = False
@@ -160,7 +151,7 @@ def loss(**settings: Any) -> tuple[tuple[str, Any], ...]:
 ONE_WAY = loss(direction="first_to_second")
 BACKWARDS = loss(direction="second_to_first")
 # A batch, in halves; with an odd number of rows; with some that could not be read.
-BATCHES: list[tuple[tuple[int, int], int | None]] = [
+BATCHES: list[tuple[tuple[int, ...], int | None]] = [
     ((6, 6), None), ((6, 6), 3), ((5, 6), None), ((5, 6), 4), ((9, 3), None), ((3, 9), 4),
 ]  # fmt: skip
 
@@ -187,25 +178,18 @@ def _cases() -> Iterator[Case]:
     yield Case("three modalities", (5, 6), loss(random_negatives=2), random=(0, 2))
     for sizes, micro in (((6, 6), 3), ((5, 6), None), ((3, 9), 4)):
         yield Case("three modalities", sizes, (), micro, dropout=0.4)
-    if has_sigmoid():
-        for sizes, micro in BATCHES:
-            for stage in ("two towers", "three modalities"):
-                yield Case(stage, sizes, loss(name="sigmoid"), micro)
-            yield Case("three modalities", sizes, loss(name="sigmoid"), micro, torch.float32)
-        for treat_as in ("ignore", "positive"):
-            yield Case("three modalities", (5, 6), loss(name="sigmoid", same_label=treat_as), 4, labels=True)
+    for sizes, micro in BATCHES:
+        for stage in ("two towers", "three modalities"):
+            yield Case(stage, sizes, loss(name="sigmoid"), micro)
+        yield Case("three modalities", sizes, loss(name="sigmoid"), micro, torch.float32)
+    for treat_as in ("ignore", "positive"):
+        yield Case("three modalities", (5, 6), loss(name="sigmoid", same_label=treat_as), 4, labels=True)
     for sizes, micro in BATCHES:
         yield Case("two towers", sizes, (), micro, divided=True)
         yield Case("three modalities", sizes, (), micro, divided=True)
     yield Case("tokens", (5, 6), (), 4, lengths=(4, 7), divided=True)
     yield Case("three modalities", (5, 6), loss(queue=20), 4, steps=4, divided=True)
     yield Case("three modalities", (3, 9), (), 4, dropout=0.4, divided=True)
-
-
-def has_sigmoid() -> bool:
-    from geobind_core.training import losses
-
-    return hasattr(losses, "Sigmoid")
 
 
 CASES = {case.name: case for case in _cases()}
@@ -225,22 +209,26 @@ def model_of(case: Case) -> StageModel:
         "two": SpaceEncoder(net(5, 9, case.dropout), 9, DIM, projected=True),
         "three": SpaceEncoder(TokenEncoder(case.dropout), DIM, DIM, projected=False),
     }
-    used = {name for edge in STAGES[case.stage] for name in edge[:2]}
-    return StageModel({n: e for n, e in encoders.items() if n in used}).to(case.dtype).train()
+    edges = edges_of(case)
+    used = {name: needed_fields(edges, name) for edge in edges for name in (edge.first, edge.second)}
+    model = StageModel({name: encoder for name, encoder in encoders.items() if name in used}, used)
+    return model.to(case.dtype).train()
+
+
+def edges_of(case: Case) -> list[Edge]:
+    edges = []
+    for first, second, weight, own in STAGES[case.stage]:
+        settings = {"name": "infonce", **dict(case.loss), **own}
+        edges.append(Edge(first, second, LOSSES[settings["name"]](settings), weight))
+    return edges
 
 
 def losses_of(case: Case, processes: Processes) -> EdgeLosses:
-    edges = []
-    for first, second, weight, own in STAGES[case.stage]:
-        settings = {"name": "infonce", **own, **dict(case.loss)}
-        if own.get("name") == "tokens":
-            settings["name"] = "tokens"
-        edges.append(Edge(first, second, LOSSES[settings["name"]](settings), weight))
     names = ("one", "two", "three", "anchor")
     table = pa.table({"key": [str(i) for i in range(ROWS)], "x": [0.0] * ROWS, "label": LABELS})
     labels = dict.fromkeys(names, "label") if case.labels else {}
     data = PairedData("d", Observations(table, Path(), dict.fromkeys(names, "x"), labels=labels))
-    return EdgeLosses(edges, data, DIM, processes).to(case.dtype)
+    return EdgeLosses(edges_of(case), data, DIM, processes).to(case.dtype)
 
 
 @dataclass(frozen=True)
@@ -261,10 +249,10 @@ def batch_of(case: Case, step: int) -> Batch:
     drawn[: random // 3] = rows[: random // 3]  # some are in the batch as well
     total = count + random
     # The tokens of a row are as many as its process pads to, at most.
-    longest = torch.tensor([case.lengths[0]] * case.sizes[0] + [case.lengths[1]] * case.sizes[1] + [3] * random)
+    longest = [length for size, length in zip(case.sizes, case.lengths, strict=False) for _ in range(size)]
     mask = torch.rand(total, 7, generator=generator) > 0.4
     mask[:, 0] = True
-    mask &= torch.arange(7) < longest[:, None]
+    mask &= torch.arange(7) < torch.tensor([*longest, *[3] * random])[:, None]
 
     def values(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(case.dtype)
@@ -330,18 +318,19 @@ def alone(case: Case, accelerator: Any, micro: int | None = None) -> dict[str, t
     """One process, by `gradients`, with the whole batch."""
 
     def take(model: StageModel, losses: EdgeLosses, batch: Batch) -> torch.Tensor:
+        torch.manual_seed(17)
         return gradients(accelerator, model, losses, step_of(case, batch, model, None), micro)[0]
 
     return figures_of(case, Processes(), take, model_of(case))
 
 
 def one_graph(case: Case) -> dict[str, torch.Tensor]:
-    """One process and one graph over all slices of both processes, each under the random state it has there."""
+    """One process and one graph over all slices of all processes, each under the random state it has there."""
 
     def take(model: StageModel, losses: EdgeLosses, batch: Batch) -> torch.Tensor:
         parts = []
         count = slice_count(max(case.sizes), case.micro)
-        for index in range(2):
+        for index in range(len(case.sizes)):
             torch.manual_seed(17 + index)
             inputs = step_of(case, batch, model, index).inputs
             ends = [case.sizes[index] * (i + 1) // count for i in range(count)]
@@ -370,6 +359,8 @@ def together(case: Case, accelerator: Any, processes: Processes) -> dict[str, to
     if case.divided:
         model, accelerator = _divided(model), _LikeAccelerate()
     else:
+        probe = step_of(case, batch_of(case, 0), model, processes.index).inputs
+        accelerator.ddp_handler.find_unused_parameters = leaves_out_parameters(model, probe)
         model = accelerator.prepare(model)
     encoders = getattr(model, "module", model)
 
@@ -408,15 +399,103 @@ def _divided(model: StageModel) -> Any:
     return fully_shard(model, mesh=mesh)
 
 
+# ---------------------------------------------------------------------- optimizer, schedule, checkpoint
+
+TRAINED = Case("three modalities", (5, 6), micro=4)
+"""Has parameters that take no part: what the encoder of `three` says of its variance, which no loss uses."""
+
+
+def trained(processes: Processes, folder: Path) -> dict[str, torch.Tensor]:
+    """Takes four steps; after the second, writes a checkpoint. Another run reads it and takes the other two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = accelerator_of(folder)
+    first, losses = _updates(accelerator, processes)
+    found = _steps(accelerator, first, losses, range(2))
+    checkpoint.save(accelerator, processes, folder, checkpoint.StageState("fingerprint", step=2))
+    found |= _steps(accelerator, first, losses, range(2, 4))
+    accelerator.free_memory()
+
+    accelerator = accelerator_of(folder)  # as the next stage has it
+    second, losses = _updates(accelerator, processes)
+    with torch.no_grad():
+        for parameter in (*second.model.parameters(), *losses.parameters()):
+            parameter.zero_()
+    checkpoint.restore(accelerator, folder)
+    found |= {f"restored {key}": value for key, value in _steps(accelerator, second, losses, range(2, 4)).items()}
+    accelerator.free_memory()
+    return found
+
+
+def accelerator_of(folder: Path) -> Any:
+    return make_accelerator(RunConfig.model_validate({"log_with": []}), folder / "stages" / "01-stage")
+
+
+def _updates(accelerator: Any, processes: Processes) -> tuple[Updates, EdgeLosses]:
+    settings = {
+        "optimizer": {"lr": 1e-2, "clip_norm": 0.05},
+        "scheduler": {"name": "cosine_warmup", "warmup": 2},
+    }
+    config = AlignConfig.model_validate({"name": "stage", "train": ["one"], "data": "d", **settings})
+    if accelerator.ddp_handler is not None:
+        accelerator.ddp_handler.find_unused_parameters = True
+    losses = losses_of(TRAINED, processes)
+    return Updates(accelerator, config, model_of(TRAINED), losses, steps_per_epoch=4, total_steps=4), losses
+
+
+def _steps(accelerator: Any, updates: Updates, losses: EdgeLosses, steps: range) -> dict[str, torch.Tensor]:
+    found = {}
+    processes = losses.processes
+    encoders = getattr(updates.model, "module", updates.model)
+    for number in steps:
+        index = processes.index if processes.count > 1 else None
+        step = step_of(TRAINED, batch_of(TRAINED, number), encoders, index)
+        share, _ = gradients(accelerator, updates.model, losses, step, TRAINED.micro)
+        found[f"{number} loss"] = processes.total(share)
+        found[f"{number} lr"] = torch.tensor(updates.lr, dtype=torch.float64)
+        updates.step()
+        updates.pass_time()
+    for name, tensor in {**full_state(encoders), **full_state(losses)}.items():
+        found[f"{steps.stop} {name}"] = tensor.clone()
+    return found
+
+
+def _force_fsdp() -> None:
+    """Makes Accelerate believe in a GPU, without which it has no FSDP; what it does then works on a CPU."""
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_TORCH_DEVICE": "cpu"}
+    PartialState._prepare_backend = lambda self, *_: ("gloo", DistributedType.MULTI_GPU)
+
+
+# ---------------------------------------------------------------------- what processes say
+
+
+def said(processes: Processes) -> dict[str, Any]:
+    """Everything that processes agree on, of one of them."""
+    agreed = processes.agree(torch.arange(3 + processes.index), 4, processes.index == 1, False)
+    return {
+        "rows": agreed.rows.tolist(),
+        "sizes": agreed.sizes,
+        "flags": agreed.flags,
+        "nobody": processes.any(False),
+        "somebody": processes.any(processes.index == 0),
+        "objects": processes.all_objects(f"from {processes.index}"),
+        "share": processes.share(list(range(5))),
+        "main": processes.is_main,
+    }
+
+
 def main(folder: Path) -> None:
-    accelerator = make_accelerator(RunConfig.model_validate({"log_with": []}), folder / "stages" / "01-stage")
+    accelerator = accelerator_of(folder)
     processes = processes_of(accelerator)
     assert processes.count == 2, os.environ
     found = {}
     for name, case in CASES.items():
-        figures = together(case, accelerator, processes)
-        found |= {f"{name}|{key}": tensor.contiguous() for key, tensor in figures.items()}
-    save_file(found, folder / f"process-{processes.index}.safetensors")
+        found |= {f"{name}|{key}": tensor for key, tensor in together(case, accelerator, processes).items()}
+    found |= {f"ddp|{key}": tensor for key, tensor in trained(processes, folder / "ddp").items()}
+    _force_fsdp()
+    assert accelerator_of(folder).is_fsdp2
+    found |= {f"fsdp|{key}": tensor for key, tensor in trained(processes, folder / "fsdp").items()}
+    save_file({key: tensor.contiguous() for key, tensor in found.items()}, folder / f"{processes.index}.safetensors")
+    (folder / f"{processes.index}.json").write_text(json.dumps(said(processes)))
     processes.wait()
 
 
