@@ -235,14 +235,14 @@ def test_the_loss_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.Mon
         first = torch.eye(4).requires_grad_()
         own = loss(EncoderOutput(first), EncoderOutput(torch.eye(4)), None)
         other = loss(EncoderOutput(first), EncoderOutput(torch.eye(4).roll(1, 0)), None)
-        assert own.value == 0
-        assert other.value == pytest.approx(0.2 + 1 / 3, rel=1e-5)  # the margin, and by how much a third is too near
+        assert own.value.item() == 0
+        assert other.value.item() == pytest.approx(0.2 + 1 / 3, rel=1e-5)  # the margin, and by how much a third is too near
         other.value.backward()
         assert first.grad is not None
         assert first.grad.abs().sum() > 0
         cluster = torch.zeros(4, 4, dtype=torch.bool)
         cluster[0, 3] = cluster[3, 0] = True
-        assert loss(EncoderOutput(first), EncoderOutput(torch.eye(4)), cluster).value == 0
+        assert loss(EncoderOutput(first), EncoderOutput(torch.eye(4)), cluster).value.item() == 0
 
 
 # ---------------------------------------------------------------------- settings

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -249,15 +251,30 @@ def _description(
     )
 
 
-def _code(modality: type[Modality[Any]]) -> dict[str, str]:
+def _code(modality: type[Modality[Any]]) -> dict[str, dict[str, str]]:
     """Identifies the code that reads samples: another release of it, or an edit while it is being written."""
-    distributions = metadata.packages_distributions().get(modality.__module__.split(".")[0], [])
-    try:
-        source = inspect.getsourcefile(modality)
-    except TypeError:  # typed into a notebook
-        source = None
+    classes = [c for c in modality.__mro__ if issubclass(c, Modality) and c is not Modality]
     return {
-        "class": f"{modality.__module__}:{modality.__qualname__}",
-        "version": ", ".join(sorted(f"{name} {metadata.version(name)}" for name in set(distributions))),
-        "source": hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "",
+        f"{c.__module__}:{c.__qualname__}": {"version": _version(c.__module__.split(".")[0]), "source": _source(c)}
+        for c in classes
     }
+
+
+@cache
+def _version(package: str) -> str:
+    distributions = metadata.packages_distributions().get(package, [])
+    return ", ".join(sorted(f"{name} {metadata.version(name)}" for name in set(distributions)))
+
+
+def _source(modality: type[Modality[Any]]) -> str:
+    """Returns a hash of the file that has a class, and in a package of the files beside it, which it may use."""
+    try:
+        own = Path(inspect.getsourcefile(modality) or "")
+    except (TypeError, OSError):  # typed into a notebook
+        return ""
+    in_package = getattr(sys.modules.get(modality.__module__), "__package__", None)
+    digest = hashlib.sha256()
+    for path in sorted(own.parent.glob("*.py")) if in_package else [own]:
+        if path.is_file():
+            digest.update(f"{path.name}:".encode() + path.read_bytes())
+    return digest.hexdigest()

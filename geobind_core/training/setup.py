@@ -112,6 +112,9 @@ def prepare(
     for one in readers.values():
         one.keep_up_to(room)
     random = _random_counts(edges)
+    # Of what is frozen, other rows are taken, from the cache or not: both give the same loss.
+    free = set(random) - {part.name for part in parts}
+    drawn = [m for m in random if m in free and type(context.modalities[m]).draw is not Modality.draw]
     sampler = TrainingBatches(
         rows,
         config.batch_size,
@@ -120,7 +123,7 @@ def prepare(
         start_step,
         Shard(processes.index, processes.count),
         random,
-        drawn=[m for m in random if m in readers and type(context.modalities[m]).draw is not Modality.draw],
+        drawn,
     )
     encoders: dict[str, nn.Module] = {}
     for name in config.train:

@@ -12,7 +12,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from geobind_core.training.losses import InfoNCEConfig
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork and no SIGKILL")
 
+ROOT = Path(__file__).parents[2]
 PATIENCE = 300  # seconds; longer than anything here takes
 
 # ---------------------------------------------------------------------- a small chain of a plugin's own
@@ -186,6 +189,7 @@ class Nursery:
             "stdout": str(self.scratch / "stdout"),
             "stderr": str(self.scratch / "stderr"),
         }
+        (self.scratch / "stderr").write_text("")  # what the last one said is not this one's
         self._process.stdin.write(json.dumps(call) + "\n")
         self._process.stdin.flush()
         return Process(int(self._process.stdout.readline()), self.scratch / "stderr", self._process)
@@ -348,3 +352,78 @@ def test_killed_before_every_kind_of_change(
         except AssertionError as error:
             found[f"{kind} ({nth} of {count})"] = str(error)
     assert not found, f"{len(found)} of {len(kinds)}"
+
+
+# ---------------------------------------------------------------------- at any moment
+
+
+def earth_chain() -> dict[str, Any]:
+    """The default chain, small: real networks, a planet that is drawn first."""
+    chain: dict[str, Any] = yaml.safe_load((ROOT / "stages.yaml").read_text(encoding="utf-8"))
+    chain["data"]["earth"] |= {"places": 300, "held_out": 40, "root": "earth", "satellite_pixels": 32}
+    chain["data"]["earth"] |= {"ground_pixels": 32, "seconds": 1.0, "workers": 1}
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    text = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    for name in ("ground_image", "text", "satellite"):
+        chain["modalities"][name]["model"] = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}
+    chain["modalities"]["audio"]["seconds"] = 1
+    for stage in chain["stages"]:
+        stage |= {"batch_size": 40, "epochs": 6, "checkpoint": {"steps": 2}}
+    chain["stages"][0]["micro_batch_size"] = 16
+    if "queue" in InfoNCEConfig.model_fields:
+        chain["stages"][2]["loss"]["queue"] = 64
+    chain["evaluate"] = {"recall_at": [1, 10]}
+    return chain
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """Starts the command as a user does, in a folder with a chain."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "geobind_core", "run", "chain.yaml", "--out", "run"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=(folder / "errors").open("wb"),
+        env={**os.environ, "GEOBIND_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+def seconds_until(process: subprocess.Popen[bytes], folder: Path, words: str) -> float:
+    """Waits until standard error has words that a pattern fits, or the process has ended; returns how long it took."""
+    started = time.monotonic()
+    wait_for(lambda: bool(re.search(words, (folder / "errors").read_text())) or process.poll() is not None)
+    return time.monotonic() - started
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
+    """Drawing the planet, embedding anchors, training, checkpoints, storing, measuring: all of it is struck."""
+    whole, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+        (folder / "chain.yaml").write_text(yaml.safe_dump(earth_chain()))
+    process, work = start(whole), r"(?m)^(stage \d/3 \w+: (?!done)|measuring)"
+    seconds_until(process, whole, "preparing")
+    drawing = seconds_until(process, whole, work)
+    working = seconds_until(process, whole, "nothing says so")
+    assert process.wait() == 0, (whole / "errors").read_text()
+
+    chosen, hits = random.Random(0), []
+    moments = sorted(chosen.uniform(0, working) for _ in range(16))
+    # Imports and what is done already come before each stretch of work, and are not counted.
+    stretches = [("preparing", chosen.uniform(0, drawing)) for _ in range(4)]
+    stretches += [(work, after - before) for before, after in pairwise([0.0, *moments])]
+    for words, seconds in stretches:
+        process = start(killed)
+        seconds_until(process, killed, words)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        process.kill()
+        said = (killed / "errors").read_text()
+        assert process.wait() in (0, -signal.SIGKILL), said
+        hits.append(said.splitlines()[-1] if process.returncode else "the end")
+    sys.stdout.write("killed after:\n" + "".join(f"  {hit}\n" for hit in hits))
+    process = start(killed)
+    assert process.wait() == 0, (killed / "errors").read_text()
+    assert_same(killed / "run", whole / "run")
+    assert leftovers(killed / "earth") == []
+    assert len({name for hit in hits for name in re.findall(r"stage \d|going on|preparing|measuring", hit)}) >= 4

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pickle
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -269,6 +270,32 @@ def test_half_precision_takes_half_the_room(
     np.testing.assert_allclose(half, exact, atol=5e-4)
     assert not np.array_equal(half, exact)
     assert losses_of(tmp_path / "float16") == pytest.approx(losses_of(tmp_path / "float32"), abs=2e-3)
+
+
+def test_code_decides_on_the_entry_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the class, of what it inherits from, and of the modules beside it; a notebook has none."""
+    package = tmp_path / "own_modality"
+    package.mkdir()
+    (package / "__init__.py").write_text("from own_modality.inner import Inner\n")
+    (package / "inner.py").write_text(
+        "from geobind_plugin_imagery.images import GroundImage\nclass Inner(GroundImage):\n    name = 'inner'\n"
+    )
+    (package / "helper.py").write_text("SIZE = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_modality  # type: ignore[import-not-found]
+
+    before = anchors._code(own_modality.Inner)
+    assert [name.split(":")[1] for name in before] == ["Inner", "GroundImage", "Image"]
+    assert all(part["source"] for part in before.values())
+    assert anchors._code(own_modality.Inner) == before
+    (package / "helper.py").write_text("SIZE = 2\n")
+    after = anchors._code(own_modality.Inner)
+    assert after != before
+    assert {k: v for k, v in after.items() if "inner" not in k} == {k: v for k, v in before.items() if "inner" not in k}
+    typed: dict[str, Any] = {"__name__": "__main__"}
+    exec("from geobind_core import Modality\nclass Typed(Modality):\n    name = 'typed'\n", typed)
+    monkeypatch.setitem(sys.modules, "__main__", type(sys)("__main__"))
+    assert anchors._code(typed["Typed"]) == {"__main__:Typed": {"version": "", "source": ""}}
 
 
 # ---------------------------------------------------------------------- views

@@ -175,8 +175,8 @@ KILL = "if not Path('killed').exists(): Path('killed').touch(); os.kill(os.getpi
 
 
 def test_a_loader_process_that_is_killed(folder: Path, nursery: Any, undisturbed: tuple[Path, Path]) -> None:
-    # Each of the two reads at most four batches ahead: when the sixth of one is read, some steps are done.
-    trouble, workers = IN_A_WORKER % (True, 41, KILL), ("--set", "loader.workers=2")
+    # Each of the two reads at most four batches ahead: when the eighth of one is read, some steps are done.
+    trouble, workers = IN_A_WORKER % (True, 61, KILL), ("--set", "loader.workers=2")
     result = nursery.run(folder, *workers, TROUBLE=trouble)
     step = saved_step(folder)
     assert step

@@ -530,18 +530,19 @@ def test_slices_do_not_change_what_is_learned(tmp_path: Path, draws: bool, trunk
         torch.testing.assert_close(found[1].state_dict()[name], tensor, atol=1e-4, rtol=1e-3)
 
 
-def test_cached_live_and_augmented_anchors_give_random_items(tmp_path: Path) -> None:
-    """Where the anchor is the gallery: from the cache, or embedded in the step."""
-    loss = {"direction": "first_to_second", "random_negatives": 6, "queue": 5}
-    found = {
-        kind: train_location(tmp_path / kind, draws=False, loss=loss, anchor_cache=kind) for kind in ("float32", "off")
-    }
+@pytest.mark.parametrize("draws", [True, False])
+@pytest.mark.parametrize("trunk", [[], ["location"]])
+def test_what_is_frozen_gives_other_rows_from_the_cache_or_not(tmp_path: Path, draws: bool, trunk: list[str]) -> None:
+    """An anchor that is the gallery, and a trunk; with one view or with several; whether it could draw or not."""
+    loss = {"direction": "both" if trunk else "first_to_second", "random_negatives": 6, "queue": 5}
+    settings: dict[str, Any] = {"draws": draws, "loss": loss, "freeze_trunk": trunk}
+    found = {kind: train_location(tmp_path / kind, anchor_cache=kind, **settings) for kind in ("float32", "off")}
     assert curve_of(tmp_path / "float32") == pytest.approx(curve_of(tmp_path / "off"), abs=1e-4)
     for name, tensor in found["off"].state_dict().items():
         torch.testing.assert_close(found["float32"].state_dict()[name], tensor, atol=1e-4, rtol=1e-3)
-    augmented = {"augment": {"satellite": "jitter"}, "loss": loss, "epochs": 2}
+    settings |= {"augment": {"satellite": "jitter", "location": "jitter"}, "epochs": 2}
     for kind, views in (("live", None), ("views", 2)):
-        train_location(tmp_path / kind, draws=False, anchor_views=views, **augmented)
+        train_location(tmp_path / kind, anchor_views=views, **settings)
     assert curve_of(tmp_path / "live") == pytest.approx(curve_of(tmp_path / "views"), abs=1e-4)
 
 
