@@ -28,10 +28,20 @@ def write_text(path: Path, text: str) -> None:
     try:
         with naming(path):
             temporary.write_text(text, encoding="utf-8")
+            _wait_for_the_disk(temporary)
             temporary.replace(path)
     except BaseException:  # a full disk, an interruption: nothing half-written is left behind
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _wait_for_the_disk(path: Path) -> None:
+    """Returns when the content of a file is on the disk: or else a power cut may leave its new name without it."""
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,6 +74,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield temporary
+            for parent, _, names in os.walk(temporary):
+                for name in names:
+                    _wait_for_the_disk(Path(parent, name))
     except BaseException:  # a full disk most of all needs the room back
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -236,7 +236,9 @@ def test_the_loss_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.Mon
         own = loss(EncoderOutput(first), EncoderOutput(torch.eye(4)), None)
         other = loss(EncoderOutput(first), EncoderOutput(torch.eye(4).roll(1, 0)), None)
         assert own.value.item() == 0
-        assert other.value.item() == pytest.approx(0.2 + 1 / 3, rel=1e-5)  # the margin, and by how much a third is too near
+        assert other.value.item() == pytest.approx(
+            0.2 + 1 / 3, rel=1e-5
+        )  # the margin, and by how much a third is too near
         other.value.backward()
         assert first.grad is not None
         assert first.grad.abs().sum() > 0

@@ -41,6 +41,12 @@ def resolve_stage(
         )
     pairs = _pairs(resolver, config, anchors, path, names)
     _check_augmentations(resolver, config, anchors, path, modalities)
+    if config.anchor_views is not None and not {*anchors, *config.freeze_trunk} & set(config.augment):
+        resolver.problem(
+            (*path, "anchor_views"),
+            "nothing that this stage keeps frozen is augmented, so there is one view of each sample.",
+            f"Augment an anchor: augment: {{{anchors[0] if anchors else 'anchor'}: …}}, or leave anchor_views out.",
+        )
     return config.model_copy(update={"anchor": anchors, "pairs": pairs})
 
 

@@ -91,8 +91,26 @@ def read_state(stage_folder: Path, fingerprint: str) -> StageState | None:
 
 
 def restore(accelerator: Accelerator, stage_folder: Path) -> None:
-    """Puts models, optimizer, schedule and random states back to where the checkpoint has them."""
-    accelerator.load_state(str(stage_folder / FOLDER))
+    """Puts models, optimizer, schedule and random states back to where the checkpoint has them.
+
+    Raises:
+        RunFolderError: The checkpoint is damaged.
+    """
+    from geobind_core.training.failures import is_out_of_memory
+
+    folder = stage_folder / FOLDER
+    try:
+        accelerator.load_state(str(folder))
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever torch, safetensors and pickle make of a damaged file
+        if is_out_of_memory(error):
+            raise
+        raise RunFolderError(
+            f"the checkpoint cannot be read: {describe(error)}.",
+            place=str(folder),
+            hint="Remove this folder, then run the same command again; the stage begins anew, finished ones are safe.",
+        ) from error
 
 
 def remove(stage_folder: Path) -> None:

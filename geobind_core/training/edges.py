@@ -55,11 +55,13 @@ class BatchRows:
         sizes: How many of them each process has; their sum is N.
         random: Modality -> `[R]` row numbers of this process's random negatives, whose embeddings
             follow those of the batch in the encoder's output.
+        random_room: The most random negatives that any process can have of a trained modality.
     """
 
     rows: torch.Tensor
     sizes: tuple[int, ...]
     random: Mapping[str, torch.Tensor]
+    random_room: int = 0
 
 
 class EdgeLosses(nn.Module):

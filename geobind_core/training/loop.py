@@ -112,9 +112,9 @@ class _Stage:
                 assert batch is not None  # the loader ends with the last step
                 if any_bad:
                     self._note_bad([s for part in self.processes.all_objects(found) for s in part])
-                count = slice_count(max(*agreed.sizes, 1), self.config.micro_batch_size)
+                needed = slice_count(max(agreed.sizes), self.config.micro_batch_size)
                 # One row has nothing to be told apart from; and a process without rows has nothing to embed.
-                if len(agreed.rows) >= 2 and min(agreed.sizes) >= count:
+                if len(agreed.rows) >= 2 and min(agreed.sizes) >= needed:
                     share, logs = self._gradients(prepared, batch, agreed)
                     prepared.updates.step()
                     samples += len(agreed.rows)
@@ -166,13 +166,13 @@ class _Stage:
         outputs = {name: EncoderOutput(inputs[name]) for name in prepared.columns if name in (self.config.anchor or ())}
         try:
             for part in prepared.live:
-                count = slice_count(size, micro)
+                count = slice_count(size + len(batch["random"].get(part.name, ())), micro)
                 output = embed_live(part, self.context.encoders[part.name], inputs[part.name], count, self.accelerator)
                 if part.is_trunk:
                     inputs[part.name] = output.embedding
                 else:
                     outputs[part.name] = output
-            rows = BatchRows(agreed.rows, agreed.sizes, batch["random"])
+            rows = BatchRows(agreed.rows, agreed.sizes, batch["random"], prepared.random_room)
             step = Step({m: inputs[m] for m in self.config.train}, outputs, rows)
             model = prepared.updates.model
             share, logs = gradients(self.accelerator, model, prepared.losses, step, micro)

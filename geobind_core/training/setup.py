@@ -45,6 +45,7 @@ class Prepared:
         loader: Yields this process's part of each batch that is still to be done.
         columns: Modalities whose embeddings come from the cache.
         live: What is frozen and embedded in every step.
+        random_room: The most random negatives that a process has of a trained modality in a step.
         losses: The edges.
         updates: The model and its optimizer.
     """
@@ -56,6 +57,7 @@ class Prepared:
     loader: Any
     columns: Mapping[str, Column]
     live: tuple[FrozenPart, ...]
+    random_room: int
     losses: EdgeLosses
     updates: Updates
 
@@ -147,7 +149,10 @@ def prepare(
     total = sampler.steps_per_epoch * config.epochs
     updates = Updates(accelerator, config, model, losses, steps_per_epoch=sampler.steps_per_epoch, total_steps=total)
     loader = batches(readers, sampler, workers=workers, pin_memory=device.type == "cuda", columns=columns)
-    return Prepared(rows, sampler.batch_size, sampler.steps_per_epoch, total, loader, columns, live, losses, updates)
+    random_room = -(-max((random[m] for m in config.train if m in random), default=0) // processes.count)
+    return Prepared(
+        rows, sampler.batch_size, sampler.steps_per_epoch, total, loader, columns, live, random_room, losses, updates
+    )
 
 
 def finish(config: AlignConfig, context: StageContext, accelerator: Accelerator, prepared: Prepared) -> None:

@@ -82,7 +82,7 @@ def gradients(
     """
     processes = losses.processes
     # All processes take the same number of slices, whatever some could not read: they meet in each.
-    count = slice_count(max(step.rows.sizes), micro_batch_size)
+    count = slices_of_step(step.rows.sizes, step.rows.random_room, micro_batch_size)
     if count == 1:
         loss, logs = losses({**model(step.inputs), **step.anchors}, step.rows)
         accelerator.backward(loss * processes.count)  # the mean over the processes shall be the sum of the shares
@@ -151,7 +151,19 @@ def batch_norms(network: nn.Module) -> list[nn.Module]:
 
 def slice_count(size: int, micro_batch_size: int | None) -> int:
     """Returns into how many slices a batch is cut, so that none has more than `micro_batch_size` rows."""
-    return -(-size // (micro_batch_size or size))
+    return 1 if micro_batch_size is None else -(-size // micro_batch_size)
+
+
+def slices_of_step(sizes: Sequence[int], random_room: int, micro_batch_size: int | None) -> int:
+    """Returns into how many slices all processes cut a step; some row of the batch is in each of them.
+
+    Args:
+        sizes: Rows of the batch that each process has.
+        random_room: The most random negatives that any of them has of a modality.
+        micro_batch_size: Rows in the networks at a time.
+    """
+    needed = slice_count(max(sizes), micro_batch_size)
+    return max(needed, min(slice_count(max(sizes) + random_room, micro_batch_size), *sizes))
 
 
 def slices_of(batch: Any, count: int) -> list[Any]:

@@ -74,7 +74,7 @@ def _cases(settings: Settings) -> list[_Case]:
         _Case(
             f"light ViT, from {photos}",
             light_clip(),
-            384,
+            256,
             32,
             1.8,
             _SIDE,

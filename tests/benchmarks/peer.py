@@ -68,9 +68,9 @@ def _cases(settings: Settings) -> list[_Case]:
             _Case("image, text tower locked", "satellite", 16, 64, 2, 8),
         ]
     return [
-        _Case("text, image tower locked, 96 x 96 JPEG", "text", 1024, 96, 10, 64, Goal(">=", 1.4)),
-        _Case("text, image tower locked, 800 x 800 JPEG", "text", 512, 800, 10, 64, Goal(">=", 2.0)),
-        _Case("image, text tower locked, 96 x 96 JPEG", "satellite", 1024, 96, 2, 64),
+        _Case("text, image tower locked, 96 x 96 JPEG", "text", 768, 96, 10, 64, Goal(">=", 1.4)),
+        _Case("text, image tower locked, 800 x 800 JPEG", "text", 384, 800, 10, 64, Goal(">=", 2.0)),
+        _Case("image, text tower locked, 96 x 96 JPEG", "satellite", 512, 96, 2, 64),
     ]
 
 

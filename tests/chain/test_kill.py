@@ -327,6 +327,36 @@ def test_killed_at_every_turn(tmp_path: Path, nursery: Nursery, undisturbed: tup
     assert_same(tmp_path / "run", undisturbed[0])
 
 
+# Of each file in the run folder that is given its name: was it on the disk before?
+ON_DISK = """
+import os, sys
+synced, _fsync = set(), os.fsync
+def fsync(handle):
+    synced.add(os.fstat(handle).st_ino)
+    _fsync(handle)
+os.fsync = fsync
+def look(event, arguments):
+    if event == "os.rename" and str(arguments[0]).startswith("run"):
+        source = str(arguments[0])
+        inside = [os.path.join(parent, name) for parent, _, names in os.walk(source) for name in names]
+        for path in inside if os.path.isdir(source) else [source]:
+            with open("looked", "a") as file:
+                file.write(f"{path} {os.stat(path).st_ino in synced}\\n")
+sys.addaudithook(look)
+"""
+
+
+def test_what_has_a_name_has_its_content(tmp_path: Path, nursery: Nursery) -> None:
+    """After a power cut too: what is renamed into its place is on the disk by then."""
+    write_numbers(tmp_path, numbers_chain(epochs=1))
+    code, errors = nursery.run(tmp_path, TROUBLE=ON_DISK)
+    assert code == 0, errors
+    looked = (tmp_path / "looked").read_text().splitlines()
+    for name in ("optimizer.bin", "stage_state.json", "model.safetensors", "stage.json", "log.jsonl", "space.json"):
+        assert any(f"{name} True" in line or f"{name}.tmp True" in line for line in looked)
+    assert [line for line in looked if line.endswith("False")] == []
+
+
 # Of changes that differ in these only, one is enough.
 VARYING = re.compile(r"seg-[0-9a-f]+-[0-9a-f]+|[0-9a-f]{32}|\d\d-\w+|(?<=[/. ])[abcd](?=[/.]|$)")
 

@@ -50,8 +50,8 @@ evaluate: {gallery: 100}
 """
 NAMES = "audio, ground_image, satellite, text"
 STAGE_KEYS = (
-    "anchor, augment, batch_size, checkpoint, data, epochs, kind, loss, max_bad_samples, micro_batch_size, "
-    "name, optimizer, pairs, scheduler, train"
+    "anchor, anchor_cache, anchor_views, augment, batch_norm, batch_size, checkpoint, data, epochs, freeze_trunk, kind, "
+    "loss, max_bad_samples, micro_batch_size, name, optimizer, pairs, scheduler, train"
 )
 
 
@@ -137,8 +137,8 @@ def test_the_chain_that_is_spoilt_below_is_valid(load) -> None:
 ONE_MISTAKE = {
     "misspelled key at the top": (
         "evaluate: {", "evalute: {", "evalute", "evalute",
-        "unknown key 'evalute'. Available: binding, data, embed_dim, evaluate, loader, log_with, mixed_precision, "
-        "modalities, name, seed, stages. Did you mean 'evaluate'?",
+        "unknown key 'evalute'. Available: binding, channels_last, compile, data, embed_dim, evaluate, loader, log_with, "
+        "mixed_precision, modalities, name, seed, stages. Did you mean 'evaluate'?",
     ),
     "misspelled key in a stage": (
         "epochs: 3", "epoch: 3", "epoch: 3", "stages[1].epoch",
@@ -154,7 +154,8 @@ ONE_MISTAKE = {
     ),
     "misspelled key in the loss": (
         "direction: train", "directoin: train", "directoin", "stages[0].loss.directoin",
-        "unknown key 'directoin'. Available: direction, logit_scale, name, same_label. Did you mean 'direction'?",
+        "unknown key 'directoin'. Available: direction, logit_scale, name, queue, random_negatives, same_label. "
+        "Did you mean 'direction'?",
     ),
     "misspelled key in the loss's own settings": (
         "direction: train_to_anchor", "logit_scale: {learnabel: false}", "learnabel",
@@ -248,7 +249,7 @@ ONE_MISTAKE = {
     ),
     "unknown loss": (
         "name: infonce", "name: infoncee", "infoncee", "stages[0].loss.name",
-        "no loss 'infoncee'. Available: hinge, infonce. Did you mean 'infonce'?",
+        "no loss 'infoncee'. Available: hinge, infonce, sigmoid. Did you mean 'infonce'?",
     ),
     "unknown kind": (
         "epochs: 3", "kind: aling", "aling", "stages[1].kind",
@@ -818,3 +819,24 @@ def test_only_the_plugins_that_a_chain_names_are_loaded(load, plugins: PluginMan
     status = {record.distribution: record.status for record in fresh.records}
     assert status["geobind-plugin-audio"] == "loaded"
     assert status["geobind-plugin-imagery"] == "available"
+
+
+def test_views_without_augmentation_are_refused(load) -> None:
+    with pytest.raises(
+        ConfigError, match=r"stages\[0\]\.anchor_views: nothing that this stage keeps frozen is augmented"
+    ):
+        load(CHAIN.replace("    data: earth\n", "    data: earth\n    anchor_views: 4\n", 1))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("freeze_trunk: text", r"freeze_trunk names text; expected some of train"),
+        ("anchor_cache: 'off'\n    anchor_views: 2", r"anchor_cache: off excludes them"),
+        ("loss: {name: sigmoid, direction: train_to_anchor}", r"direction"),
+    ],
+)
+def test_what_excludes_each_other(load, line: str, message: str) -> None:
+    chain = CHAIN.replace("    loss: {name: infonce, direction: train_to_anchor}\n", "") if "loss" in line else CHAIN
+    with pytest.raises(ConfigError, match=message):
+        load(chain.replace("    data: earth\n", f"    data: earth\n    {line}\n", 1))

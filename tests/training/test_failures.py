@@ -196,6 +196,26 @@ def test_a_loader_process_that_is_killed_among_the_anchors(
     goes_on(nursery, folder, undisturbed, *workers)
 
 
+NO_ROOM_FOR_A_BATCH = """
+batches = 0
+_collate = Numbers.collate
+def collate(self, samples):
+    global batches
+    batches += bool(self.augment)
+    if batches == 8:
+        raise MemoryError("no room")
+    return _collate(self, samples)
+Numbers.collate = collate
+"""
+
+
+def test_a_loader_process_that_has_no_memory(folder: Path, nursery: Any, undisturbed: tuple[Path, Path]) -> None:
+    workers = ("--set", "loader.workers=2")
+    result = nursery.run(folder, *workers, TROUBLE=NO_ROOM_FOR_A_BATCH)
+    refused(result, 1, "stage two: out of main memory", f"step {saved_step(folder)} is intact", "Lower loader.workers")
+    goes_on(nursery, folder, undisturbed, *workers)
+
+
 # ---------------------------------------------------------------------- a full disk
 
 # The kernel refuses to let any file grow beyond a size, as a full disk does; Python and libraries see EFBIG.
@@ -261,3 +281,38 @@ def trouble(self, batch):
     log.unlink()
     (folder / "kept").rename(log)
     goes_on(nursery, folder, undisturbed)
+
+
+# ---------------------------------------------------------------------- checkpoints that are not continued
+
+
+def test_a_damaged_checkpoint(folder: Path, nursery: Any, undisturbed: tuple[Path, Path]) -> None:
+    assert nursery.run(folder, TROUBLE=CALLS + NAN_LOSS)[0] == 1
+    optimizer = folder / STAGE / "checkpoint" / "optimizer.bin"
+    optimizer.write_bytes(optimizer.read_bytes()[:500])
+    refused(nursery.run(folder), 2, f"{STAGE}/checkpoint: the checkpoint cannot be read: ", "Remove this folder")
+    shutil.rmtree(folder / STAGE / "checkpoint")
+    goes_on(nursery, folder, undisturbed)
+
+
+def test_a_checkpoint_of_other_settings_or_data(folder: Path, nursery: Any) -> None:
+    assert nursery.run(folder, TROUBLE=CALLS + NAN_LOSS)[0] == 1
+
+    def planned(*arguments: str) -> tuple[str, str]:
+        code, errors = nursery.run(folder, *UNTIL, "--dry-run", "--json", *arguments)
+        assert code == 0, errors
+        plan = json.loads((nursery.scratch / "stdout").read_text())[1]
+        return plan["action"], plan["why"]
+
+    lower = ("--set", "stages.two.optimizer.lr=0.001")
+    assert planned() == ("continue", "was interrupted; goes on from step 8")
+    assert planned("--set", "stages.two.micro_batch_size=4")[0] == "continue"
+    assert planned(*lower) == ("run", "optimizer.lr: 0.005 -> 0.001")
+    table = (folder / "table.csv").read_text()
+    (folder / "table.csv").write_text(table.replace("k0,", "first,"))
+    assert planned() == ("run", "'a' is retrained by stage 'one'")
+    (folder / "table.csv").write_text(table)
+    code, errors = nursery.run(folder, *UNTIL, *lower)
+    assert code == 0, errors
+    assert "going on" not in errors
+    assert [line["step"] for line in kill.logs(folder / "run")["02-two"]] == [10, 20]

@@ -19,7 +19,7 @@ from geobind_core.plugins.source import Observations
 from geobind_core.space.encoder import SpaceEncoder
 from geobind_core.training.edges import BatchRows, Edge, EdgeLosses
 from geobind_core.training.losses import InfoNCE, InfoNCEConfig
-from geobind_core.training.step import StageModel, Step, gradients
+from geobind_core.training.step import StageModel, Step, gradients, slices_of_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -229,3 +229,22 @@ def test_a_batch_that_cannot_be_cut_says_so() -> None:
     batch.inputs["one"] = ["not", "a", "tensor"]  # type: ignore[assignment]
     with pytest.raises(TypeError, match="collate must return tensors"):
         batch.gradients(Accelerator(), 4)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "random_room", "micro_batch_size", "expected"),
+    [
+        ((8,), 0, None, 1),
+        ((8,), 60, None, 1),
+        ((8,), 0, 3, 3),
+        ((8,), 6, 3, 5),
+        ((8,), 60, 3, 8),  # a row of the batch in each slice, though more random ones go with it
+        ((8, 7), 0, 4, 2),
+        ((8, 2), 0, 4, 2),
+        ((8, 2), 60, 4, 2),
+    ],
+)
+def test_slices_of_a_step(
+    sizes: tuple[int, ...], random_room: int, micro_batch_size: int | None, expected: int
+) -> None:
+    assert slices_of_step(sizes, random_room, micro_batch_size) == expected
