@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 
 from geobind_core import StageContext
@@ -162,8 +158,7 @@ class _OpenClip:
         self._table = write_table(folder / "open_clip.csv", {"filepath": photos, "title": texts}, held_out=0)
 
     def __call__(self, epochs: int) -> float:
-        with mock.patch.dict(sys.modules, _stand_ins()):
-            from open_clip_train import main as script
+        from open_clip_train import main as script
 
         self._runs += 1
         seconds: list[float] = []
@@ -218,21 +213,3 @@ class _OpenClip:
             "--name": f"run{self._runs}",
         }
         return [*lock, *(str(part) for pair in options.items() for part in pair)]
-
-
-def _stand_ins() -> dict[str, Any]:
-    """Returns what open_clip's script imports and is not installed, as far as training from a CSV uses it.
-
-    That is `read_csv` of pandas, before the first epoch; the rest belongs to WebDataset.
-    """
-    needed = ("pandas", "braceexpand", "webdataset", "webdataset.filters", "webdataset.tariterators")
-    missing = {name: mock.MagicMock() for name in needed if find_spec(name.split(".")[0]) is None}
-    if "pandas" in missing:
-        missing["pandas"].read_csv = _read_csv
-    return missing
-
-
-def _read_csv(path: str, sep: str) -> dict[str, Any]:
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter=sep))
-    return {name: np.array([row[name] for row in rows], dtype=object) for name in rows[0]}

@@ -50,8 +50,8 @@ evaluate: {gallery: 100}
 """
 NAMES = "audio, ground_image, satellite, text"
 STAGE_KEYS = (
-    "anchor, anchor_cache, anchor_views, augment, batch_norm, batch_size, checkpoint, data, epochs, freeze_trunk, kind, "
-    "loss, max_bad_samples, micro_batch_size, name, optimizer, pairs, scheduler, train"
+    "anchor, anchor_cache, anchor_views, augment, batch_norm, batch_size, checkpoint, data, epochs, freeze_trunk, "
+    "kind, loss, max_bad_samples, micro_batch_size, name, optimizer, pairs, scheduler, train"
 )
 
 
@@ -137,8 +137,8 @@ def test_the_chain_that_is_spoilt_below_is_valid(load) -> None:
 ONE_MISTAKE = {
     "misspelled key at the top": (
         "evaluate: {", "evalute: {", "evalute", "evalute",
-        "unknown key 'evalute'. Available: binding, channels_last, compile, data, embed_dim, evaluate, loader, log_with, "
-        "mixed_precision, modalities, name, seed, stages. Did you mean 'evaluate'?",
+        "unknown key 'evalute'. Available: binding, channels_last, compile, data, embed_dim, evaluate, loader, "
+        "log_with, mixed_precision, modalities, name, seed, stages. Did you mean 'evaluate'?",
     ),
     "misspelled key in a stage": (
         "epochs: 3", "epoch: 3", "epoch: 3", "stages[1].epoch",
