@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from geobind_core.plugins.manager import PluginManager
+
+_SECONDS_TO_SPEAK = 5.0
 
 
 class _Verbs(TyperGroup):
@@ -276,7 +279,10 @@ def main() -> None:
         number = _number_of_process()
         if not number:
             sys.stderr.write(f"error: {printable}\n")
-        elif not isinstance(error, (ConfigError, PluginError)):  # of these all processes say the same
+        elif isinstance(error, (ConfigError, PluginError)):  # of these all processes would say the same
+            # A launcher ends all processes when the first of them has gone, before it may have spoken.
+            time.sleep(_SECONDS_TO_SPEAK)
+        else:
             sys.stderr.write(f"error in process {number}: {printable}\n")
         sys.exit(error.exit_code)
     except BrokenPipeError:

@@ -89,9 +89,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def recover_folder(path: Path) -> None:
-    """Undoes a replacement that was cut off between its two renames."""
+    """Undoes a replacement that was cut off between its two renames; ends one that was cut off after them."""
     previous = path.with_name(f".{path.name}.old")
-    if previous.exists() and not path.exists():
+    if previous.exists() and path.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+    elif previous.exists():
         previous.replace(path)
 
 

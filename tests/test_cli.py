@@ -111,12 +111,16 @@ class TestHelp:
         assert "--disable-plugin NAME" in done.stdout
 
     def test_is_there_at_once(self, folder: Path) -> None:
-        seconds = []
-        for _ in range(5):
+        """Beside what any command of typer takes on this machine at this moment."""
+
+        def seconds(command: list[str]) -> float:
             started = time.perf_counter()
-            subprocess.run([*GEOBIND, "--help"], cwd=folder, stdout=subprocess.DEVNULL, check=True)
-            seconds.append(time.perf_counter() - started)
-        assert min(seconds) < 0.4
+            subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)
+            return time.perf_counter() - started
+
+        floor = [sys.executable, "-c", "import typer, typer.core"]
+        taken = [(seconds([*GEOBIND, "--help"]), seconds(floor)) for _ in range(5)]
+        assert min(ours for ours, _ in taken) < 2.5 * min(least for _, least in taken)
 
     def test_imports_nothing_heavy(self, folder: Path) -> None:
         found = modules_after(folder, ("--help",))

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from geobind_core.config.models import LoaderConfig
 from geobind_core.data.paired import Rows
 from geobind_core.data.samples import BadSample, SampleReader, size_in_memory
+from geobind_core.data.workers import BatchLoader, start_worker
 
 _PREFETCH = 4
 _MIB = 2**20
@@ -230,34 +228,19 @@ def batches(
     """
     cores = os.cpu_count() or 1
     dataset = _BatchDataset(readers, columns or {}, threads=cores if workers == 0 else 1)
-    return DataLoader(
+    return BatchLoader(
         dataset,
         batch_size=None,
         sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=_PREFETCH if workers else None,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         persistent_workers=False,  # one pass over the sampler is the whole stage
         # A loader draws a seed for its workers when it starts. From the global stream, that draw would
         # set a stage that goes on from a checkpoint apart from one that never stopped.
         generator=torch.Generator(),
     )
-
-
-def _start_worker(worker: int) -> None:
-    """Lets the training process end the workers: a terminal or a scheduler signals all processes at once."""
-    sys.excepthook = _report
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A worker that is ended by a signal makes the loader raise in the middle of a step. One that leaves
-    # by itself is found missing between two steps, when a checkpoint can be written.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-
-
-def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints an error, unless it is that the training process stopped in the middle of fetching a batch."""
-    if not issubclass(kind, (EOFError, ConnectionError)):
-        sys.__excepthook__(kind, error, trace)
 
 
 def plan_workers(

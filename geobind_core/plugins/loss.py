@@ -121,7 +121,8 @@ class Loss(Generic[ConfigT]):
     Config: ClassVar[type[LossConfig]] = LossConfig
 
     needs: ClassVar[tuple[str, ...]] = ()
-    """Fields of `EncoderOutput` that it uses beside the embedding. Anchors that must give them are not cached."""
+    """Fields of `EncoderOutput` that it uses beside the embedding; the others are None. Anchors that must give
+    them are not cached."""
 
     config: ConfigT
 

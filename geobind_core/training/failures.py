@@ -114,7 +114,8 @@ def worker_error(error: Exception, place: str, checkpointed: int | None) -> Trai
 
 def is_worker_error(error: BaseException) -> bool:
     """Whether an error is torch's word for a loader process that died."""
-    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
+    words = ("DataLoader worker", "Pin memory thread")  # which ends when a worker does
+    return isinstance(error, RuntimeError) and str(error).startswith(words)
 
 
 def _first_line(error: BaseException) -> str:

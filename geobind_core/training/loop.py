@@ -80,7 +80,7 @@ class _Stage:
                 self.context.reporter.say(f"  going on from step {state.step} of {prepared.total_steps}")
             with stop_requests() as stop:
                 summary = self._steps(prepared, stop)
-        except Exception as error:  # at any point: the loader watches its workers by a signal
+        except Exception as error:  # torch has no class of its own for a worker that died
             translated = failures.translated(error, self.place, state.saved_step)
             if translated is None:
                 raise

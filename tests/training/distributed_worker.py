@@ -432,7 +432,7 @@ def accelerator_of(folder: Path) -> Any:
 
 def _updates(accelerator: Any, processes: Processes) -> tuple[Updates, EdgeLosses]:
     settings = {
-        "optimizer": {"lr": 1e-2, "clip_norm": 0.05},
+        "optimizer": {"lr": 1e-2, "clip_norm": 0.05, "eps": 1e-2},  # AdamW must not undo the clipping
         "scheduler": {"name": "cosine_warmup", "warmup": 2},
     }
     config = AlignConfig.model_validate({"name": "stage", "train": ["one"], "data": "d", **settings})
