@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from geobind_core.plugins.modality import EncoderOutput as EncoderOutput
     from geobind_core.plugins.modality import Modality as Modality
     from geobind_core.plugins.modality import ModalityConfig as ModalityConfig
+    from geobind_core.plugins.modality import Preview as Preview
     from geobind_core.plugins.source import Observations as Observations
     from geobind_core.plugins.source import Progress as Progress
     from geobind_core.plugins.source import Source as Source
@@ -50,6 +51,7 @@ _HOMES = {
     "Modality": "plugins.modality",
     "ModalityConfig": "plugins.modality",
     "Observations": "plugins.source",
+    "Preview": "plugins.modality",
     "Progress": "plugins.source",
     "Source": "plugins.source",
     "SourceConfig": "plugins.source",

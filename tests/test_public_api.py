@@ -34,6 +34,7 @@ PUBLIC = [
     "Modality",
     "ModalityConfig",
     "Observations",
+    "Preview",
     "Progress",
     "Source",
     "SourceConfig",

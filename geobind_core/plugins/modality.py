@@ -95,6 +95,19 @@ class EncoderOutput:
     log_variance: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Preview:
+    """One observation as a person can look at it, listen to it or read it.
+
+    Attributes:
+        media_type: What a browser calls it: `image/jpeg`, `image/png`, `audio/flac`, `text/plain`, ….
+        data: The content; a text in UTF-8.
+    """
+
+    media_type: str
+    data: bytes
+
+
 class Modality(Generic[ConfigT]):
     """One kind of observation of a place, and the network that embeds it.
 
@@ -173,6 +186,30 @@ class Modality(Generic[ConfigT]):
             DataError, OSError, ValueError: The cell cannot be read; the row is counted as bad.
         """
         return cell
+
+    def inspect(self, cell: Any) -> Mapping[str, str | int | float]:
+        """Returns what can be said of a cell without decoding all of it: width, sample rate, format, ….
+
+        `geobind data inspect` sums these up. Numbers are given as ranges, words as counts.
+
+        Raises:
+            DataError, OSError, ValueError: The cell cannot be read.
+        """
+        return {}
+
+    def preview(self, cell: Any, size: int = 256) -> Preview | None:
+        """Returns a cell for people: in a contact sheet, a report, a web page. None if there is no way.
+
+        Args:
+            cell: As `read` takes it.
+            size: Longer side of an image, in pixels.
+
+        Raises:
+            DataError, OSError, ValueError: The cell cannot be read.
+        """
+        if isinstance(cell, str | int | float):
+            return Preview("text/plain", str(cell).encode())
+        return None
 
     def transform(self, sample: Any, *, train: bool, rng: np.random.Generator) -> Any:
         """Turns a decoded sample into what `collate` takes. Runs on the CPU, in a loader worker.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from geobind_core import StageContext
 from geobind_core.config.models import AlignConfig
 
-from .data import small_clip, table_source, tiny_clip, write_table, write_weights
+from .data import Architecture, small_clip, table_source, tiny_clip, vit_b_32, write_table, write_weights
 from .measure import KeptForBackward, Settings, interleaved, median
 from .results import Goal, Row
 from .stage import copies, train_copies, with_stage
@@ -16,13 +16,28 @@ NAME = "two_pass"
 _SLICES = 4
 
 
+class _Case(NamedTuple):
+    name: str
+    architecture: Architecture
+    batch_size: int
+    steps: int
+
+
 def run(settings: Settings) -> list[Row]:
-    """The same stage with and without `micro_batch_size`."""
-    architecture = tiny_clip() if settings.quick else small_clip()
-    batch_size, steps = (16, 2) if settings.quick else (128, 6)
-    weights = write_weights(architecture, settings.folder / "weights")
+    """The same stage with and without `micro_batch_size`, for a network of real size and for a small one."""
+    cases = [_Case("ViT-B-32", vit_b_32(), 128, 2), _Case("6 layers of width 192", small_clip(), 128, 6)]
+    if settings.quick:
+        cases = [_Case("tiny", tiny_clip(), 16, 2)]
+    return [row for case in cases for row in _stage(case, settings)]
+
+
+def _stage(case: _Case, settings: Settings) -> list[Row]:
+    name, architecture, batch_size, steps = case
+    folder = settings.folder / name.replace(" ", "_")
+    folder.mkdir()
+    weights = write_weights(architecture, folder / "weights")
     modalities = ("satellite", "ground_image")
-    table = write_table(settings.folder / "table.csv", dict.fromkeys(modalities, range(batch_size * 2)))
+    table = write_table(folder / "table.csv", dict.fromkeys(modalities, range(batch_size * 2)))
     memory_image = {"plugin": "memory_image", "model": architecture}
     document = {
         "binding": "satellite",
@@ -39,10 +54,10 @@ def run(settings: Settings) -> list[Row]:
             }
         ],
     }
-    return with_stage(document, settings.folder, lambda config, context: _compare(config, context, settings))
+    return with_stage(document, folder, lambda config, context: _compare(name, config, context, settings))
 
 
-def _compare(config: AlignConfig, context: StageContext, settings: Settings) -> list[Row]:
+def _compare(name: str, config: AlignConfig, context: StageContext, settings: Settings) -> list[Row]:
     micro = config.batch_size // _SLICES
     steps: dict[str, list[float]] = {"two passes": [], "one pass": []}
 
@@ -67,7 +82,7 @@ def _compare(config: AlignConfig, context: StageContext, settings: Settings) -> 
     return [
         Row(
             NAME,
-            f"a step of {config.batch_size} in {_SLICES} slices",
+            f"{name}: a step of {config.batch_size} in {_SLICES} slices",
             "ms",
             ours * 1e3,
             plain * 1e3,
@@ -78,7 +93,7 @@ def _compare(config: AlignConfig, context: StageContext, settings: Settings) -> 
         ),
         Row(
             NAME,
-            "kept for the backward pass",
+            f"{name}: kept for the backward pass",
             "MiB",
             two,
             one,
