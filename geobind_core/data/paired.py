@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from geobind_core.config.problems import suggest
+from geobind_core.data.geography import Places
 from geobind_core.data.splits import CODES, Split, assign
 from geobind_core.errors import DataError
 from geobind_core.plugins.source import Observations, SourceConfig, SplitConfig
@@ -47,6 +48,7 @@ class PairedData:
         # Left in their chunks: an array of bytes or strings cannot hold more than 2 GiB.
         self._columns = {c: self._table[c] for columns in self.fields.values() for c in columns}
         self.keys = self._checked_keys()
+        self.places = self._places(observations)
         split_column = split.column if split is not None and split.by == "column" else None
         if split is None:
             split_column = observations.split
@@ -55,6 +57,7 @@ class PairedData:
                 pa.chunked_array([self.keys]),
                 self._table[split_column] if split_column else None,
                 split or SplitConfig(),
+                self.places,
             )
         except DataError as error:
             error.place = f"{self.place}.split"
@@ -84,6 +87,12 @@ class PairedData:
                 )
         if observations.table.num_rows == 0:
             raise DataError("the table has no rows.", place=self.place)
+
+    def _places(self, observations: Observations) -> Places | None:
+        """Returns where the rows are. Coordinates that are no numbers are none."""
+        if observations.longitude is None or observations.latitude is None:
+            return None
+        return Places.of(*(_numbers(self._table[c]) for c in (observations.longitude, observations.latitude)))
 
     def _one_chunk(self, column: str) -> pa.Array:
         chunked = self._table[column]
@@ -163,3 +172,19 @@ class PairedData:
         """Returns the label arrays that decide what is right between two modalities."""
         found = [self.labels(m) for m in (first, second)]
         return [labels for labels in found if labels is not None]
+
+
+def _numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    try:
+        cast = column.cast(pa.float64())
+    except pa.ArrowInvalid:  # a text file in which one cell is no number is a column of texts
+        return np.array([_number(value) for value in column.to_pylist()])
+    numbers: npt.NDArray[np.float64] = cast.to_numpy()
+    return numbers
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from geobind_core.data.geography import Places, equal_area_cells, nearest_km
 from geobind_core.errors import DataError
 from geobind_core.plugins.source import SplitConfig
 
@@ -18,22 +20,27 @@ _ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "tr
 _UNUSED = -1
 
 
-def assign(keys: pa.ChunkedArray, column: pa.ChunkedArray | None, config: SplitConfig) -> npt.NDArray[np.int8]:
+def assign(
+    keys: pa.ChunkedArray, column: pa.ChunkedArray | None, config: SplitConfig, places: Places | None = None
+) -> npt.NDArray[np.int8]:
     """Returns the code of each row's split, -1 for a row in none.
 
     Args:
         keys: The keys of the rows, strings.
         column: The column of splits, when there is one to go by.
         config: How to divide otherwise.
+        places: Where the rows are, if that is known.
 
     Raises:
-        DataError: The column holds a word that is no split.
+        DataError: The column holds a word that is no split, or blocks are asked for without coordinates.
     """
     if config.by == "none":
         return np.zeros(len(keys), dtype=np.int8)
     if column is not None:
         return _by_column(column)
-    return _by_hash(keys, config)
+    if config.by == "blocks":
+        return _by_blocks(places, config)
+    return _by_hash(keys.to_pylist(), config)
 
 
 def _by_column(column: pa.ChunkedArray) -> npt.NDArray[np.int8]:
@@ -53,12 +60,32 @@ def _by_column(column: pa.ChunkedArray) -> npt.NDArray[np.int8]:
     return by_position
 
 
-def _by_hash(keys: pa.ChunkedArray, config: SplitConfig) -> npt.NDArray[np.int8]:
+def _by_hash(keys: Sequence[object], config: SplitConfig) -> npt.NDArray[np.int8]:
     # A hash of the key alone: a row keeps its split when rows are added or reordered.
     salt = f"{config.seed}:".encode()
-    digests = b"".join(hashlib.blake2b(salt + str(key).encode(), digest_size=8).digest() for key in keys.to_pylist())
+    digests = b"".join(hashlib.blake2b(salt + str(key).encode(), digest_size=8).digest() for key in keys)
     position = np.frombuffer(digests, dtype=">u8").astype(np.float64) / 2.0**64
     codes = np.full(len(keys), CODES["train"], dtype=np.int8)
     codes[position < config.test + config.validation] = CODES["validation"]
     codes[position < config.test] = CODES["test"]
+    return codes
+
+
+def _by_blocks(places: Places | None, config: SplitConfig) -> npt.NDArray[np.int8]:
+    if places is None or not places.known.any():
+        raise DataError(
+            "by: blocks needs coordinates, and no row has any.",
+            hint="Name the columns: `longitude` and `latitude` of the data set, degrees, WGS 84.",
+        )
+    cells, block = np.unique(equal_area_cells(places, config.block_km), return_inverse=True)
+    of_cell = _by_hash([f"{config.block_km:g} km:{cell}" for cell in cells.tolist()], config)
+    of_cell[cells < 0] = _UNUSED  # the one of all rows without coordinates
+    codes = of_cell[block]
+    if config.buffer_km > 0:
+        # Validation gives way to test, and training to both.
+        for held_out in ("test", "validation"):
+            inside = codes == CODES[held_out]
+            open_rows = np.flatnonzero((codes != CODES["test"]) & ~inside & (codes != _UNUSED))
+            near = nearest_km(places.take(open_rows), places.take(inside)) < config.buffer_km
+            codes[open_rows[near]] = _UNUSED
     return codes

@@ -26,14 +26,28 @@ class SplitConfig(StrictModel):
     """How rows are divided into train, validation and test.
 
     `by: column` reads a column that holds these words; `by: hash` decides by a hash of the key, so
-    that a row keeps its split whatever else the table holds; `by: none` puts every row into train.
+    that a row keeps its split whatever else the table holds; `by: blocks` decides by a hash of the
+    part of the Earth that a row lies in, so that neighbours stay together; `by: none` puts every row
+    into train.
     """
 
-    by: Literal["column", "hash", "none"] = Field("hash", description="What decides the split of a row.")
+    by: Literal["column", "hash", "blocks", "none"] = Field("hash", description="What decides the split of a row.")
     column: str | None = Field(None, description="by: column: the column that names the split.")
-    validation: float = Field(0.0, ge=0, lt=1, description="by: hash: share of rows for validation.")
-    test: float = Field(0.1, ge=0, lt=1, description="by: hash: share of rows held out for evaluation.")
-    seed: int = Field(0, description="by: hash: another seed makes another division.")
+    validation: float = Field(
+        0.0, ge=0, lt=1, description="by: hash, blocks: share of rows, or of blocks, for validation."
+    )
+    test: float = Field(
+        0.1, ge=0, lt=1, description="by: hash, blocks: share of rows, or of blocks, held out for evaluation."
+    )
+    seed: int = Field(0, description="by: hash, blocks: another seed makes another division.")
+    block_km: float = Field(
+        100.0, gt=0, description="by: blocks: side of a block in kilometres; all have the same area."
+    )
+    buffer_km: float = Field(
+        0.0,
+        ge=0,
+        description="by: blocks: rows closer than this to a place that is held out are in no split.",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> SplitConfig:

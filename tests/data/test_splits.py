@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from geobind_core.data.geography import Places, equal_area_cells, nearest_km
 from geobind_core.data.splits import CODES, assign
 from geobind_core.errors import DataError
 from geobind_core.plugins.source import SplitConfig
@@ -68,3 +69,47 @@ def test_no_split() -> None:
 def test_shares_that_leave_nothing_to_train_on() -> None:
     with pytest.raises(ValueError, match="leave nothing to train on"):
         SplitConfig(validation=0.5, test=0.5)
+
+
+def by_blocks(places: Places, **settings: float) -> np.ndarray:
+    keys = pa.chunked_array([[str(i) for i in range(len(places))]])
+    return assign(keys, None, SplitConfig.model_validate({"by": "blocks", **settings}), places)
+
+
+def some_places(count: int = 4000) -> Places:
+    rng = np.random.default_rng(3)
+    # In Europe, in clusters, across the antimeridian and around the pole.
+    centres = np.array([[5, 50], [12, 45], [179.9, -17], [0, 89]])[rng.integers(0, 4, count)]
+    return Places.of(*(centres + rng.normal(0, 2, (count, 2))).T)
+
+
+def test_blocks_keep_neighbours_together_and_shares() -> None:
+    places = some_places()
+    codes = by_blocks(places, test=0.3, validation=0.1, block_km=50)
+    cells = equal_area_cells(places, 50)
+    assert all(len(set(codes[cells == cell].tolist())) == 1 for cell in np.unique(cells))
+    shares = [np.mean([codes[cells == cell][0] == CODES[s] for cell in np.unique(cells)]) for s in CODES]
+    assert np.allclose(shares, [0.6, 0.1, 0.3], atol=0.05)
+    half = np.arange(0, len(places), 2)
+    assert by_blocks(places.take(half), test=0.3, validation=0.1, block_km=50).tolist() == codes[half].tolist()
+
+
+def test_a_buffer_keeps_training_places_away() -> None:
+    places = some_places()
+    settings = {"test": 0.2, "validation": 0.2, "block_km": 50}
+    without, codes = by_blocks(places, **settings), by_blocks(places, **settings, buffer_km=5)
+    train, validation, test = (places.take(codes == CODES[s]) for s in CODES)
+    assert nearest_km(train, test).min() >= 5
+    assert nearest_km(train, validation).min() >= 5
+    assert nearest_km(validation, test).min() >= 5
+    assert nearest_km(places.take(without == CODES["train"]), test).min() < 5
+    assert (codes[without == CODES["test"]] == CODES["test"]).all()
+    assert 0 < (codes == -1).sum() < len(places) / 2
+
+
+def test_blocks_without_coordinates() -> None:
+    places = Places.of([0, np.nan, 400], [0, 0, 0])
+    assert by_blocks(places, test=0).tolist() == [0, -1, -1]
+    for nowhere in (None, Places.of([np.nan], [1])):
+        with pytest.raises(DataError, match="needs coordinates"):
+            assign(pa.chunked_array([["a"]]), None, SplitConfig(by="blocks"), nowhere)
