@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from geobind_core.data.table import file_fingerprint, read_table
+from geobind_core.data.table_files import file_fingerprint, read_table
 from geobind_core.errors import DataError
 from geobind_core.plugins.source import Observations, Source, SourceConfig
 

@@ -4,106 +4,138 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+import pyarrow.compute as pc
 from pydantic import Field
 
+from geobind_core.data.geoparquet import with_coordinates
+from geobind_core.data.table_files import file_fingerprint, read_table
 from geobind_core.errors import DataError
 from geobind_core.plugins.source import Observations, Source, SourceConfig
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
-_PARQUET = (".parquet", ".geoparquet", ".pq")
+_ROW, _SPLIT = "row", "split"
+_COORDINATES = (("longitude", "latitude"), ("lon", "lat"), ("lng", "lat"), ("long", "lat"))
 
 
 class TableConfig(SourceConfig):
     """Settings of a table."""
 
-    path: str = Field(description="The table: .csv, .tsv or .parquet; relative to the chain file.")
+    path: str | dict[Literal["train", "validation", "test"], str] = Field(
+        description="The table: .csv, .tsv or .parquet, relative to the chain file; or one for each split."
+    )
     root: str | None = Field(None, description="Folder of the files that cells name; default: the table's.")
     key: str | None = Field(None, description="Column that names a row; default: `key`, or the row's number.")
-    longitude: str | None = Field(None, description="Column of longitudes, degrees, WGS 84.")
-    latitude: str | None = Field(None, description="Column of latitudes, degrees, WGS 84.")
+    longitude: str | None = Field(
+        None, description="Column of longitudes, degrees, WGS 84; default: longitude, lon, lng, or the geometry."
+    )
+    latitude: str | None = Field(
+        None, description="Column of latitudes, degrees, WGS 84; default: latitude, lat, or the geometry."
+    )
+    encoding: str = Field("utf-8", description="How a text file is written, such as cp1252.")
+    delimiter: str | None = Field(
+        None, min_length=1, max_length=1, description="Between the cells of a text file; default: by its suffix."
+    )
 
 
 class Table(Source[TableConfig]):
     """A CSV, TSV or Parquet file whose cells hold values, bytes, or paths relative to it.
 
-    Without `fields`, a column named like a modality holds that modality.
+    Without `fields`, a column named like a modality holds that modality. The geometry of a GeoParquet
+    file becomes `longitude` and `latitude`.
     """
 
     name: ClassVar[str] = "table"
     Config = TableConfig
 
+    def _paths(self) -> dict[str, Path]:
+        """Returns the tables, by split; under no name when there is one for all."""
+        path = self.config.path
+        named = {"": path} if isinstance(path, str) else path
+        return {split: self.resolve(path) for split, path in named.items()}
+
     def fingerprint(self) -> str:
-        """Identifies the table's content; the files that it names are not opened."""
-        return file_fingerprint(self.resolve(self.config.path), str(self.config.key))
+        """Identifies the tables' content; the files that they name are not opened."""
+        config, paths = self.config, self._paths()
+        settings = [str(config.key)]
+        if config.encoding.lower() not in ("utf-8", "utf8") or config.delimiter is not None:
+            settings += [config.encoding, str(config.delimiter)]
+        found = {split: file_fingerprint(path, ":".join(settings)) for split, path in paths.items()}
+        if "" in found:
+            return found[""]
+        return hashlib.sha256(str(sorted(found.items())).encode()).hexdigest()
 
     def observations(self) -> Observations:
-        """Reads the table."""
-        path = self.resolve(self.config.path)
-        table = read_table(path, strings=(self.config.key or "key",))
-        key = self.config.key or ("key" if "key" in table.column_names else "row")
-        if key == "row" and "row" not in table.column_names:
-            table = table.append_column("row", pa.array([str(i) for i in range(table.num_rows)]))
+        """Reads the tables."""
+        config, paths = self.config, self._paths()
+        folders = {path.parent for path in paths.values()}
+        if len(folders) > 1 and config.root is None:
+            raise DataError(
+                "the tables lie in several folders, and paths in cells start at one.",
+                place=", ".join(map(str, paths.values())),
+                hint="Say at which: `root`.",
+            )
+        tables = {split: self._read(path) for split, path in paths.items()}
+        table = tables[""] if "" in tables else _joined(tables, config.key or "key")
+        columns = table.column_names
+        key = config.key or ("key" if "key" in columns else _ROW)
+        if key == _ROW and _ROW not in columns:
+            table = table.append_column(_ROW, pa.array(range(table.num_rows)).cast(pa.string()))
+        longitude, latitude = _coordinates(columns)
         # Settings that name fields say all there is; the engine adds them.
-        own = {} if self.config.fields else {column: column for column in table.column_names if column != key}
+        own = {} if config.fields else {column: column for column in table.column_names if column != key}
         return Observations(
             table=table,
-            root=self.resolve(self.config.root) if self.config.root else path.parent,
+            root=self.resolve(config.root) if config.root else folders.pop(),
             fields=own,
             key=key,
-            longitude=self.config.longitude,
-            latitude=self.config.latitude,
+            split=None if "" in tables else _SPLIT,
+            longitude=config.longitude or longitude,
+            latitude=config.latitude or latitude,
         )
 
+    def _read(self, path: Path) -> pa.Table:
+        config = self.config
+        table = read_table(path, strings=(config.key or "key",), encoding=config.encoding, delimiter=config.delimiter)
+        return with_coordinates(table, str(path))
 
-def read_table(path: Path, *, strings: tuple[str, ...] = ()) -> pa.Table:
-    """Reads a CSV, TSV or Parquet file.
 
-    Args:
-        path: The file; its suffix says what it is.
-        strings: Columns of a text file to be kept as written, such as keys with leading zeros.
+def _coordinates(columns: list[str]) -> tuple[str | None, str | None]:
+    """Returns the columns that are called like coordinates."""
+    for longitude, latitude in _COORDINATES:
+        if longitude in columns and latitude in columns:
+            return longitude, latitude
+    return None, None
+
+
+def _joined(tables: dict[str, pa.Table], key: str) -> pa.Table:
+    """Returns the tables of all splits as one, with a column that names the split.
 
     Raises:
-        DataError: It is missing, of another kind, or cannot be read.
+        DataError: Two splits have a key in common, or a column differs in type.
     """
-    suffix = path.suffix.lower()
-    if suffix not in _DELIMITERS and suffix not in _PARQUET:
-        raise DataError(
-            f"expected a table (.csv, .tsv or .parquet), found '{path.suffix or 'no suffix'}'.", place=str(path)
+    names = list(tables)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            if key not in tables[first].column_names or key not in tables[second].column_names:
+                continue
+            keys = [tables[split][key].cast(pa.string()) for split in (first, second)]
+            both = keys[0].filter(pc.is_in(keys[0], value_set=keys[1]))
+            if len(both):
+                raise DataError(
+                    f"{len(both)} keys are in {first} and in {second}: {', '.join(map(str, both[:5].to_pylist()))}"
+                    + (", …." if len(both) > 5 else "."),
+                    place=f"path.{second}",
+                    hint="What a model is measured on must not be what it was trained on. Take them out of one.",
+                )
+    marked = [
+        (table.drop_columns([_SPLIT]) if _SPLIT in table.column_names else table).append_column(
+            _SPLIT, pa.array([split] * table.num_rows, pa.string())
         )
-    if not path.is_file():
-        raise DataError("no such table.", place=str(path), hint="Relative paths start at the chain file's folder.")
+        for split, table in tables.items()
+    ]
     try:
-        if suffix in _PARQUET:
-            return pyarrow.parquet.read_table(path)
-        return pyarrow.csv.read_csv(
-            path,
-            parse_options=pyarrow.csv.ParseOptions(delimiter=_DELIMITERS[suffix], newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(strings, pa.string()), strings_can_be_null=True
-            ),
-        )
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"the table cannot be read: {error}", place=str(path)) from error
-
-
-def file_fingerprint(path: Path, settings: str = "") -> str:
-    """Returns a hash of a file's content together with settings; where it lies does not count.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(
-            f"the table cannot be read: {error.strerror}.",
-            place=str(path),
-            hint="Relative paths start at the chain file's folder.",
-        ) from error
-    return hashlib.sha256(f"{content}:{settings}".encode()).hexdigest()
+        return pa.concat_tables(marked, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(f"the tables of the splits do not fit together: {error}", place="path") from error

@@ -24,7 +24,7 @@ from geobind_core.data.loading import (
 )
 from geobind_core.data.paired import PairedData
 from geobind_core.data.samples import SampleReader
-from geobind_core.data.table import read_table
+from geobind_core.data.table_files import read_table
 from geobind_core.plugins.modality import Augmentation, Modality, ModalityConfig
 from geobind_core.plugins.source import Observations, SourceConfig, SplitConfig
 

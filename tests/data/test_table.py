@@ -10,7 +10,8 @@ from geobind_plugin_imagery.images import Satellite
 
 from geobind_core.data.paired import PairedData
 from geobind_core.data.samples import BadSample, SampleReader
-from geobind_core.data.table import Table, TableConfig, read_table
+from geobind_core.data.table import Table, TableConfig
+from geobind_core.data.table_files import read_table
 from geobind_core.errors import DataError
 
 
