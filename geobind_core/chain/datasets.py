@@ -34,6 +34,10 @@ class DataSets:
             self._opened[name] = PairedData(name, source.observations(), source.config)
         return self._opened[name]
 
+    def is_open(self, name: str) -> bool:
+        """Whether a data set has been needed before."""
+        return name in self._opened
+
     def require_rows(self, name: str, split: Split, modalities: Iterable[str]) -> None:
         """Makes sure that a split has rows with all of these modalities.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from geobind_core.chain.datasets import DataSets
 from geobind_core.chain.launch import Launch, launched
+from geobind_core.chain.leaks import check_leaks
 from geobind_core.chain.measure import evaluated, measure
 from geobind_core.chain.model import Chain
 from geobind_core.chain.plan import StagePlan, make_plan
@@ -87,7 +88,8 @@ def _run_stages(chain: Chain, run: RunFolder, reporter: Reporter, plans: Sequenc
     reporter.say("preparing: data, networks, weights")
     datasets = DataSets(chain, reporter)
     bound = [*unused, *(name for plan in plans for name in plan.provides)]
-    launch.main_first(lambda: _check_data(chain, datasets, pending, bound))
+    measured = launch.main_first(lambda: _check_data(chain, datasets, pending, bound))
+    launch.main_only(lambda: check_leaks(chain, datasets, measured, reporter))
     # Only now, for it imports torch: what is wrong with the data is said at once.
     from geobind_core.chain.encoders import Encoders
 
@@ -114,13 +116,19 @@ def _run_stages(chain: Chain, run: RunFolder, reporter: Reporter, plans: Sequenc
             launch.main_only(partial(_assemble, chain, run, so_far, unused))
 
 
-def _check_data(chain: Chain, datasets: DataSets, pending: Sequence[StagePlan], bound: Sequence[str]) -> None:
-    """Makes sure that there is data for every stage and for the evaluation: now, and not after hours of training."""
+def _check_data(chain: Chain, datasets: DataSets, pending: Sequence[StagePlan], bound: Sequence[str]) -> list[str]:
+    """Makes sure that there is data for every stage and for the evaluation: now, and not after hours of training.
+
+    Returns:
+        The data sets that are measured on.
+    """
     for plan in pending:
         if plan.stage.config.data is not None:
             datasets.require_rows(plan.stage.config.data, "train", [*plan.stage.trains(), *plan.stage.uses()])
-    for name, modalities in evaluated(chain, datasets, bound).items():
+    measured = evaluated(chain, datasets, bound)
+    for name, modalities in measured.items():
         datasets.require_rows(name, chain.config.evaluate.split, modalities)
+    return list(measured)
 
 
 def _run_stage(

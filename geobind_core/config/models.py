@@ -226,6 +226,13 @@ class RunConfig(StrictModel):
     )
     log_with: OneOrMore = Field(["tensorboard"], description="Accelerate's trackers; [] for none.")
     loader: LoaderConfig = LoaderConfig()
+    split_distance_km: float = Field(
+        1.0, ge=0, description="A held-out place closer than this to a training place is reported; 0: none is."
+    )
+    strict_splits: bool = Field(False, description="Whether such a place ends the run before it starts.")
+    identical_files: Literal["error", "warn", "off"] = Field(
+        "error", description="What is done about held-out files that are training files as well."
+    )
 
 
 class ChainConfig(RunConfig):
