@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from geobind_core.progress import readable_size
+
 if TYPE_CHECKING:
     from geobind_core.chain.plan import StagePlan
     from geobind_core.data.cache_entries import StoredEntry
@@ -33,7 +35,7 @@ def plan_table(plans: Sequence[StagePlan]) -> Table:
             plan.name,
             ", ".join(plan.stage.trains()) or "-",
             ", ".join(plan.stage.uses()) or "-",
-            plan.stage.config.data or "-",
+            plan.stage.config.data_text or "-",
             Text(text, style=style),
             plan.why,
         )
@@ -151,13 +153,3 @@ def cache_table(rows: Sequence[Mapping[str, Any]], root: Path) -> Table:
 def entries_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns how many entries there are and what they take, such as 2 entries, 1.5 GiB."""
     return f"{len(rows)} {'entry' if len(rows) == 1 else 'entries'}, {readable_size(sum(r['bytes'] for r in rows))}"
-
-
-def readable_size(size: float) -> str:
-    """Returns bytes as people write them, such as 1.5 GiB."""
-    units = ("B", "KiB", "MiB", "GiB", "TiB")
-    power = 0
-    while size >= 1024 and power < len(units) - 1:
-        size /= 1024
-        power += 1
-    return f"{size:.1f} {units[power]}" if power else f"{size:.0f} B"

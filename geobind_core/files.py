@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,23 @@ def write_text(path: Path, text: str) -> None:
             _wait_for_the_disk(temporary)
             temporary.replace(path)
     except BaseException:  # a full disk, an interruption: nothing half-written is left behind
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Yields a name beside `path`; the file written there takes its place when the block ends without an error.
+
+    Machines that share the folder may write at the same time; the last one's file stays.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with naming(path):
+            yield temporary
+            _wait_for_the_disk(temporary)
+            temporary.replace(path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 

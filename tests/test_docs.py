@@ -24,8 +24,10 @@ from geobind_core.chain.builtin import plugin_manager
 from geobind_core.chain.resolve import load_chain
 from geobind_core.cli import app
 from geobind_core.config import models
+from geobind_core.data.huggingface import HuggingFaceConfig
 from geobind_core.data.soundingearth import SoundingEarthConfig
 from geobind_core.data.table import TableConfig
+from geobind_core.data.webdataset import WebDatasetConfig
 from geobind_core.plugins.loss import LogitScaleConfig, LossConfig
 from geobind_core.plugins.modality import ModalityConfig
 from geobind_core.plugins.source import SourceConfig, SplitConfig
@@ -269,7 +271,9 @@ TABLES: list[tuple[str, str, int, type[BaseModel], type[BaseModel] | None]] = [
     ("stages-yaml.md", "loader", 0, models.LoaderConfig, None),
     ("data-sources.md", "table", 0, TableConfig, SourceConfig),
     ("data-sources.md", "soundingearth", 0, SoundingEarthConfig, SourceConfig),
+    ("data-sources.md", "huggingface", 0, HuggingFaceConfig, SourceConfig),
     ("data-sources.md", "synthetic_earth", 0, SyntheticEarthConfig, SourceConfig),
+    ("webdataset.md", "webdataset", 0, WebDatasetConfig, SourceConfig),
     ("modalities.md", "satellite, ground_image", 0, ImageConfig, ModalityConfig),
     ("modalities.md", "text", 0, ClipConfig, ModalityConfig),
     ("modalities.md", "audio", 0, AudioConfig, ModalityConfig),
@@ -321,7 +325,12 @@ def _shown(model: type[BaseModel], key: str, cell: str) -> str:
 
 def _options(command: Any) -> set[str]:
     """Returns the options of a verb, and of the verbs below it."""
-    own = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+    own = {
+        option
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+        if option.startswith("--")
+    }
     return own.union({"--help"}, *(_options(c) for c in getattr(command, "commands", {}).values()))
 
 

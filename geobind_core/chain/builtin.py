@@ -6,8 +6,10 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from geobind_core.data.huggingface import HuggingFace
 from geobind_core.data.soundingearth import SoundingEarth
 from geobind_core.data.table import Table
+from geobind_core.data.webdataset import WebDataset
 from geobind_core.plugins.hooks import hookimpl
 from geobind_core.plugins.loss import Loss
 from geobind_core.plugins.manager import PluginManager
@@ -25,8 +27,8 @@ def geobind_register_losses() -> list[type[Loss[Any]]]:
 
 @hookimpl
 def geobind_register_sources() -> list[type[Source[Any]]]:
-    """Tables with files beside them, and SoundingEarth."""
-    return [Table, SoundingEarth]
+    """Tables with files beside them, SoundingEarth, what Hugging Face's `datasets` writes, and shards."""
+    return [Table, SoundingEarth, HuggingFace, WebDataset]
 
 
 @hookimpl

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from geobind_core.chain.model import Chain
+from geobind_core.config.models import StageConfig
 from geobind_core.config.problems import suggest
+from geobind_core.data.mixed import MixedData
 from geobind_core.data.paired import PairedData
 from geobind_core.data.splits import Split
 from geobind_core.errors import DataError
@@ -32,7 +36,17 @@ class DataSets:
             with self.reporter.task(f"data {name}", 1, "places") as task:
                 source.prepare(_Forward(task))
             self._opened[name] = PairedData(name, source.observations(), source.config)
+            # What was needed for reading is more than the table takes, and is kept for the next table.
+            for pool in (pa.default_memory_pool(), pa.system_memory_pool()):
+                pool.release_unused()
         return self._opened[name]
+
+    def of_stage(self, config: StageConfig) -> PairedData | None:
+        """Returns the data of a stage, several data sets as one; None for a stage without."""
+        opened = {name: self.open(name) for name in config.data_sets}
+        if len(opened) > 1:
+            return MixedData(opened, config.data if isinstance(config.data, dict) else None)
+        return next(iter(opened.values()), None)
 
     def is_open(self, name: str) -> bool:
         """Whether a data set has been needed before."""

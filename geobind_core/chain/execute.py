@@ -79,6 +79,9 @@ def resolved_document(chain: Chain) -> dict[str, Any]:
 def _run_stages(chain: Chain, run: RunFolder, reporter: Reporter, plans: Sequence[StagePlan], launch: Launch) -> None:
     plans = [plan for plan in plans if plan.action != "later"]
     pending = [plan for plan in plans if plan.action != "done"]
+    for plan in plans:
+        if plan.action == "done":  # and may have been killed before it had tidied up
+            launch.main_only(partial(checkpoint.remove, run.find_stage(plan.name)))
     unused = _unused_with_weights(chain)
     if launch.main_first(lambda: not pending and _space_is_whole(chain, run, plans, unused)):
         for plan in plans:
@@ -123,8 +126,8 @@ def _check_data(chain: Chain, datasets: DataSets, pending: Sequence[StagePlan], 
         The data sets that are measured on.
     """
     for plan in pending:
-        if plan.stage.config.data is not None:
-            datasets.require_rows(plan.stage.config.data, "train", [*plan.stage.trains(), *plan.stage.uses()])
+        for name in plan.stage.config.data_sets:
+            datasets.require_rows(name, "train", [*plan.stage.trains(), *plan.stage.uses()])
     measured = evaluated(chain, datasets, bound)
     for name, modalities in measured.items():
         datasets.require_rows(name, chain.config.evaluate.split, modalities)
@@ -171,7 +174,7 @@ def _run_stage(
             fingerprint=plan.fingerprint,
             modalities={name: chain.modalities[name].modality for name in names},
             encoders={name: encoders.get(name) for name in names},
-            data=None if stage.config.data is None else datasets.open(stage.config.data),
+            data=datasets.of_stage(stage.config),
             make_loss=chain.make_loss,
             reporter=reporter,
         )

@@ -43,8 +43,7 @@ def _training(chain: Chain, datasets: DataSets) -> list[Part]:
     """Returns the rows that some stage trains on. What is done on data that is not needed any more is left out."""
     rows: dict[str, Rows] = {}
     for stage in chain.stages:
-        name = stage.config.data
-        if name is not None and datasets.is_open(name):
+        for name in filter(datasets.is_open, stage.config.data_sets):
             found = datasets.open(name).rows("train", [*stage.trains(), *stage.uses()])
             rows[name] = np.union1d(rows.get(name, found), found)
     return [Part(datasets.open(name), found) for name, found in rows.items()]

@@ -49,7 +49,7 @@ def measure(
         data, config = datasets.open(name), chain.config
         found = evaluate_data(space, data, modalities, config.evaluate, config.loader, reporter, config.seed)
         for pair, figures in found.items():
-            if pair not in pairs or _trained_on(chain, figures["trained_in"]) == name:
+            if pair not in pairs or _trained_on(chain, figures["trained_in"])[:1] == (name,):
                 pairs[pair] = figures
     if not pairs:
         raise DataError("no data set has two modalities of the space; there is nothing to measure.")
@@ -79,11 +79,11 @@ def evaluated(chain: Chain, datasets: DataSets, bound: Iterable[str]) -> dict[st
 def _names(chain: Chain) -> list[str]:
     if chain.config.evaluate.data is not None:
         return chain.config.evaluate.data
-    return list(dict.fromkeys(stage.config.data for stage in chain.stages if stage.config.data is not None))
+    return list(dict.fromkeys(name for stage in chain.stages for name in stage.config.data_sets))
 
 
-def _trained_on(chain: Chain, stage: str | None) -> str | None:
-    return next((s.config.data for s in chain.stages if s.config.name == stage), None)
+def _trained_on(chain: Chain, stage: str | None) -> tuple[str, ...]:
+    return next((s.config.data_sets for s in chain.stages if s.config.name == stage), ())
 
 
 def _stage_summary(run: RunFolder, name: str) -> dict[str, Any]:

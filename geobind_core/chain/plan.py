@@ -149,20 +149,12 @@ def _inputs(
     stored: Mapping[str, Any],
 ) -> dict[str, Any]:
     config = stage.config.model_dump(mode="json")
+    before = stored.get("data") or {}
     data: dict[str, Any] | None = None
-    if stage.config.data is not None:
-        source = chain.sources[stage.config.data]
-        if stage.config.data not in contents:
-            try:
-                contents[stage.config.data] = source.fingerprint()
-            except DataError:
-                contents[stage.config.data] = None
-        # Data that is gone is no reason to undo what was trained on it.
-        content = contents[stage.config.data] or (stored.get("data") or {}).get("content")
-        data = {"source": source.name, "split": source.config.model_dump(mode="json")["split"], "content": content}
-        # Of the mapping only what this stage reads: a field more for a later stage changes nothing here.
-        for key, mapping in (("fields", source.config.fields), ("labels", source.config.labels)):
-            data[key] = {m: mapping[m] for m in (*stage.trains(), *stage.uses()) if m in mapping} if mapping else {}
+    if isinstance(stage.config.data, str):
+        data = _data_inputs(chain, stage, stage.config.data, contents, before)
+    elif stage.config.data is not None:
+        data = {n: _data_inputs(chain, stage, n, contents, before.get(n) or {}) for n in stage.config.data_sets}
     if config.get("anchor_cache") != "float16":
         config.pop("anchor_cache", None)  # from the cache or live, embeddings are the same
     inputs = {
@@ -176,6 +168,25 @@ def _inputs(
     }
     normal: dict[str, Any] = json.loads(json.dumps(inputs))
     return normal
+
+
+def _data_inputs(
+    chain: Chain, stage: StageKind[Any], name: str, contents: dict[str, str | None], stored: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what a stage depends on of one of its data sets."""
+    source = chain.sources[name]
+    if name not in contents:
+        try:
+            contents[name] = source.fingerprint()
+        except DataError:
+            contents[name] = None
+    # Data that is gone is no reason to undo what was trained on it.
+    content = contents[name] or stored.get("content")
+    data = {"source": source.name, "split": source.config.model_dump(mode="json")["split"], "content": content}
+    # Of the mapping only what this stage reads: a field more for a later stage changes nothing here.
+    for key, mapping in (("fields", source.config.fields), ("labels", source.config.labels)):
+        data[key] = {m: mapping[m] for m in (*stage.trains(), *stage.uses()) if m in mapping} if mapping else {}
+    return data
 
 
 def _action(
@@ -211,8 +222,8 @@ def _changes(old: Any, new: Any, path: str = "") -> Iterator[str]:
     if parts[0] == "weights" and len(parts) == 2:
         trained_by = new.get("stage") if isinstance(new, dict) else None
         yield f"'{parts[1]}' is retrained by stage '{trained_by}'" if trained_by else f"'{parts[1]}' starts otherwise"
-    elif path == "data.content":
-        yield "the data changed"
+    elif parts[0] == "data" and parts[-1] == "content":
+        yield f"the data of '{parts[1]}' changed" if len(parts) > 2 else "the data changed"
     elif isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
             yield from _changes(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))

@@ -201,8 +201,9 @@ class Resolver:
                 )
             seen[config.name] = i
             data_sets = self._names("data")
-            if config.data is not None and config.data not in data_sets:
-                self.problem((*path, "data"), f"no data set '{config.data}'. {suggest(config.data, data_sets)}")
+            for name in config.data_sets:
+                if name not in data_sets:
+                    self.problem((*path, "data"), f"no data set '{name}'. {suggest(name, data_sets)}")
             binding = str(self.document.data.get("binding"))
             config = resolve_stage(self, config, path, binding, names, modalities)
             stage: StageKind[Any] = provided.cls(config)
@@ -232,17 +233,16 @@ class Resolver:
     def _check_fields(
         self, stage: StageKind[Any], path: PathInDocument, names: Sequence[str], sources: Mapping[str, Source[Any]]
     ) -> None:
-        source = sources.get(stage.config.data or "")
-        if source is None:
-            return
-        fields = {*(source.config.fields or ()), *source.default_fields}
-        for name in dict.fromkeys([*stage.trains(), *stage.uses()]) if fields else ():
-            if name in names and name not in fields:
-                self.problem(
-                    (*path, "data"),
-                    f"data set '{stage.config.data}' has no field for '{name}'. {suggest(name, fields)}",
-                    f"Map it: data.{stage.config.data}.fields.{name}: <column>",
-                )
+        for data in stage.config.data_sets:
+            source = sources.get(data)
+            fields = {*(source.config.fields or ()), *source.default_fields} if source is not None else set()
+            for name in dict.fromkeys([*stage.trains(), *stage.uses()]) if fields else ():
+                if name in names and name not in fields:
+                    self.problem(
+                        (*path, "data"),
+                        f"data set '{data}' has no field for '{name}'. {suggest(name, fields)}",
+                        f"Map it: data.{data}.fields.{name}: <column>",
+                    )
 
 
 def has_weights(name: str, trained: set[str], modalities: Mapping[str, ChainModality]) -> bool:

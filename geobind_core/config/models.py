@@ -36,6 +36,13 @@ OneOrMore = Annotated[
     BeforeValidator(_as_list),
     WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}),
 ]
+_WEIGHTS = {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}}
+DataSets = Annotated[
+    str | list[str] | dict[str, Annotated[float, Field(gt=0)]],
+    WithJsonSchema(
+        {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}, {**_WEIGHTS, "minProperties": 1}]}
+    ),
+]
 PluginSettings = Annotated[dict[str, Any], BeforeValidator(_nothing_is_empty)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Steps = Literal["step", "epoch"]
@@ -116,7 +123,31 @@ class StageConfig(StrictModel):
 
     name: Name = Field(description="Unique name; the stage's folder is named after it.")
     kind: str = Field("align", description="Registered kind of stage.")
-    data: str | None = Field(None, description="The data set, one of `data`.")
+    data: DataSets | None = Field(
+        None, description="The data set, one of `data`; or several, as a list or with the weight of each."
+    )
+
+    @model_validator(mode="after")
+    def _named_data(self) -> StageConfig:
+        if self.data is not None and not self.data_sets:
+            raise ValueError("data names no data set")
+        if isinstance(self.data, list) and (twice := _twice(self.data)):
+            raise ValueError(f"data names {', '.join(twice)} twice")
+        return self
+
+    @property
+    def data_sets(self) -> tuple[str, ...]:
+        """The names of the data sets."""
+        if self.data is None:
+            return ()
+        return (self.data,) if isinstance(self.data, str) else tuple(self.data)
+
+    @property
+    def data_text(self) -> str:
+        """The data sets as a person reads them."""
+        if isinstance(self.data, dict):
+            return " + ".join(f"{weight:g} {name}" for name, weight in self.data.items())
+        return " + ".join(self.data_sets)
 
 
 def _twice(names: Sequence[str]) -> list[str]:
@@ -130,7 +161,7 @@ class AlignConfig(StageConfig):
     anchor: OneOrMore | None = Field(
         None, description="The frozen modalities to align to; default: the binding modality."
     )
-    data: str = Field(description="The data set, one of `data`.")
+    data: DataSets = Field(description="The data set, one of `data`; or several, as a list or with the weight of each.")
     pairs: list[PairConfig] | None = Field(
         None, description="Edges, as [first, second]; default: each trained with each anchor.", min_length=1
     )

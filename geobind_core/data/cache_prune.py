@@ -147,13 +147,17 @@ def _delete(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, place: str = "--max-size") -> int:
     """Reads `10GiB`, `500 MB` or a plain number of bytes.
+
+    Args:
+        text: What was given.
+        place: Where, for the message.
 
     Raises:
         InputError: It is none.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", text, re.IGNORECASE | re.ASCII)
     if match is None or match[2].lower() not in _UNITS:
-        raise InputError(f"found '{text}'; expected a size such as 10GiB or 500MB.", place="--max-size")
+        raise InputError(f"found '{text}'; expected a size such as 10GiB or 500MB.", place=place)
     return int(float(match[1]) * _UNITS[match[2].lower()])

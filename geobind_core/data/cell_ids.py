@@ -20,6 +20,7 @@ import numpy.typing as npt
 from geobind_core.data.cache_entries import ID_BYTES
 from geobind_core.data.paired import PairedData, Rows
 from geobind_core.errors import DataError
+from geobind_core.plugins.source import Reference
 
 Ids = npt.NDArray[np.void]
 """`[N]` of numpy's type `V16`."""
@@ -33,7 +34,8 @@ def cell_ids(data: PairedData, modality: str, rows: Rows, *, is_file: bool, view
     """Returns what the cells of a modality are known by, the same in every process and on every Python.
 
     A file is known by its absolute path, its size and when it was last changed; it is not opened. One
-    that is missing has an id as well. Anything else is known by its value.
+    that is missing has an id as well. A member of a shard is known by the shard and its place there, a file
+    at an address by the address. Anything else is known by its value.
 
     Args:
         data: The data set.
@@ -77,7 +79,7 @@ def view_ids(ids: Ids, view: int) -> Ids:
 
 
 def _identity(data: PairedData, modality: str, row: int, *, is_file: bool) -> bytes:
-    cell = data.cell(modality, row, is_file=is_file)
+    cell = data.unread_cell(modality, row, is_file=is_file)
     if is_file:
         # One column gives a cell, several a tuple of them.
         cell = tuple(map(_as_file, cell)) if isinstance(cell, tuple) else _as_file(cell)
@@ -108,6 +110,8 @@ def encode(value: Any) -> bytes:
         return _sized(b"s", value.encode("utf-8", "surrogatepass"))
     if isinstance(value, Path):
         return _file(value)
+    if isinstance(value, Reference):
+        return _sized(b"r", value.identity())
     if value is None:
         return b"N"
     if isinstance(value, np.ndarray):

@@ -59,7 +59,7 @@ class Places:
         return np.stack([across * np.cos(longitude), across * np.sin(longitude), np.sin(latitude)], axis=-1)
 
 
-def nearest_km(queries: Places, gallery: Places) -> Numbers:
+def nearest_km(queries: Places, gallery: Places, within_km: float = math.inf) -> Numbers:
     """Returns how far each query is from the nearest place of a gallery.
 
     Straight lines through the Earth sort places as great circles do, so that the search is one in
@@ -68,9 +68,10 @@ def nearest_km(queries: Places, gallery: Places) -> Numbers:
     Args:
         queries: `[N]` places.
         gallery: `[M]` places.
+        within_km: Do not look further than this.
 
     Returns:
-        `[N]` kilometres; infinite where the query has no coordinates, or no place of the gallery has.
+        `[N]` kilometres; infinite where nothing is within reach, or the query has no coordinates.
     """
     from scipy.spatial import cKDTree
 
@@ -78,8 +79,12 @@ def nearest_km(queries: Places, gallery: Places) -> Numbers:
     known, there = queries.known, gallery.known
     if known.any() and there.any():
         tree = cKDTree(gallery.take(there).unit_vectors())
-        chords, _ = tree.query(queries.take(known).unit_vectors(), workers=-1)
-        distances[known] = 2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(chords / 2, 1))
+        reach = 2 * math.sin(min(within_km / (2 * EARTH_RADIUS_KM), math.pi / 2)) * (1 + 1e-9)
+        chords, _ = tree.query(queries.take(known).unit_vectors(), distance_upper_bound=reach, workers=-1)
+        found = np.isfinite(chords)
+        kilometres = np.full(len(chords), np.inf)
+        kilometres[found] = 2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(chords[found] / 2, 1))
+        distances[known] = kilometres
     return distances
 
 

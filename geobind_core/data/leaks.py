@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from geobind_core.data.geography import nearest_km
 from geobind_core.data.paired import PairedData, Rows
+from geobind_core.errors import DataError
+from geobind_core.plugins.source import Reference
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -78,7 +80,7 @@ def near_places(held_out: Part, training: Iterable[Part], distance_km: float) ->
     least = np.full(len(places), np.inf)
     for part in training:
         if part.data.places is not None:
-            least = np.minimum(least, nearest_km(places, part.data.places.take(part.rows)))
+            least = np.minimum(least, nearest_km(places, part.data.places.take(part.rows), distance_km))
     near = int((least < distance_km).sum())
     if not near:
         return None
@@ -162,7 +164,7 @@ def _of_file(data: PairedData, row: int, modality: str, digest: Callable[[Any], 
     try:
         with _opened(data.cell(modality, row, is_file=True)) as file:
             return digest(file)
-    except (OSError, TypeError, ValueError):  # what cannot be read is counted where it is needed
+    except (DataError, OSError, TypeError, ValueError):  # what cannot be read is counted where it is needed
         return None
 
 
@@ -176,7 +178,10 @@ def file_sizes(data: PairedData, modality: str, rows: Rows) -> npt.NDArray[np.in
     """Returns the sizes in bytes of a modality's files, -1 where that is not known. No file is opened."""
 
     def of(row: int) -> int:
-        cell = data.cell(modality, row, is_file=True)
+        cell = data.unread_cell(modality, row, is_file=True)
+        if isinstance(cell, Reference):
+            size = cell.size()
+            return -1 if size is None else size
         if isinstance(cell, dict):
             cell = cell["bytes"] if cell.get("bytes") is not None else Path(str(cell.get("path")))
         try:

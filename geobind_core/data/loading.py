@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from geobind_core.config.models import LoaderConfig
+from geobind_core.data.order import Order, epoch_order
 from geobind_core.data.paired import Rows
 from geobind_core.data.samples import BadSample, SampleReader, size_in_memory
 from geobind_core.data.workers import BatchLoader, start_worker
@@ -59,12 +60,6 @@ class Column(Protocol):
         """Returns an array `[B, ...]` of rows `[B]`."""
 
 
-def epoch_order(rows: Rows, seed: int, epoch: int) -> Rows:
-    """Returns the rows in the order of an epoch: a pure function of its arguments."""
-    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
-    return generator.permutation(rows)
-
-
 class TrainingBatches(Sampler[BatchRequest]):
     """The batches of a whole stage, epoch after epoch, from a given step on.
 
@@ -80,6 +75,9 @@ class TrainingBatches(Sampler[BatchRequest]):
         shard: The part of each batch to be read here.
         random: Modality -> how many of its observations are drawn at random beside each batch.
         drawn: Those of them that the modality draws itself; the others are rows like any.
+        order: The order of each epoch.
+        near: Rows that are drawn at random come at most so many places before or after the batch in this
+            order; None: they are any rows.
     """
 
     def __init__(
@@ -92,7 +90,11 @@ class TrainingBatches(Sampler[BatchRequest]):
         shard: Shard | None = None,
         random: Mapping[str, int] | None = None,
         drawn: Iterable[str] = (),
+        order: Order = epoch_order,
+        near: int | None = None,
     ) -> None:
+        self.order = order
+        self.near = near
         self.shard = shard or Shard()
         self.random = random or {}
         self.drawn = frozenset(drawn)
@@ -108,20 +110,22 @@ class TrainingBatches(Sampler[BatchRequest]):
 
     def __iter__(self) -> Iterator[BatchRequest]:
         for epoch in range(self.start_step // self.steps_per_epoch, self.epochs):
-            order = epoch_order(self.rows, self.seed, epoch)
+            order = self.order(self.rows, self.seed, epoch)
             for position in range(self.steps_per_epoch):
                 step = epoch * self.steps_per_epoch + position
                 if step >= self.start_step:
                     start = position * self.batch_size
-                    rows = self.shard.of(order[start : start + self.batch_size])
-                    yield BatchRequest(epoch, step, rows, {name: self._random(name, step) for name in self.random})
+                    end = start + self.batch_size
+                    rows = self.shard.of(order[start:end])
+                    others = self.rows if self.near is None else order[max(0, start - self.near) : end + self.near]
+                    yield BatchRequest(epoch, step, rows, {n: self._random(n, step, others) for n in self.random})
 
-    def _random(self, name: str, step: int) -> Rows:
+    def _random(self, name: str, step: int, rows: Rows) -> Rows:
         if name in self.drawn:
             return self.shard.of(-1 - np.arange(self.random[name]))
         digest = hashlib.blake2b(f"{self.seed}:{step}:{name}".encode(), digest_size=16).digest()
         generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
-        return self.shard.of(generator.choice(self.rows, self.random[name]))
+        return self.shard.of(generator.choice(rows, self.random[name]))
 
 
 class SequentialBatches(Sampler[BatchRequest]):
@@ -187,28 +191,29 @@ class _BatchDataset(Dataset[dict[str, Any]]):
         }
 
     def _samples(self, reader: SampleReader, request: BatchRequest) -> list[Any]:
-        rows = request.rows.tolist()
-        decoded = self._decoded(reader, rows)
-        return [reader.finish(d, row, request.epoch) for d, row in zip(decoded, rows, strict=True)]
+        return self._ready(reader, request.rows.tolist(), request.epoch)
 
     def _random_samples(self, reader: SampleReader, request: BatchRequest) -> list[Any]:
         rows = request.random[reader.name].tolist()
         if rows and rows[0] < 0:
             return [reader.drawn(-1 - row, request.step) for row in rows]
-        decoded = self._decoded(reader, rows)
-        return [reader.finish(d, row, request.epoch) for d, row in zip(decoded, rows, strict=True)]
+        return self._ready(reader, rows, request.epoch)
 
-    def _decoded(self, reader: SampleReader, rows: list[int]) -> list[Any]:
+    def _ready(self, reader: SampleReader, rows: list[int], epoch: int) -> list[Any]:
+        def ready(row: int) -> tuple[Any, Any]:
+            decoded = reader.read(row)
+            return decoded, reader.finish(decoded, row, epoch)
+
         if self.threads > 1:
-            # Decoders release the interpreter's lock, so threads decode side by side.
+            # Decoders release the interpreter's lock, so threads decode side by side; some do so in `transform`.
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads)
-            decoded = list(self._pool.map(reader.read, rows))
+            pairs = list(self._pool.map(ready, rows))
         else:
-            decoded = [reader.read(row) for row in rows]
-        for row, sample in zip(rows, decoded, strict=True):
-            reader.keep(row, sample)
-        return decoded
+            pairs = [ready(row) for row in rows]
+        for row, (decoded, _) in zip(rows, pairs, strict=True):
+            reader.keep(row, decoded)
+        return [sample for _, sample in pairs]
 
 
 def batches(
@@ -263,6 +268,7 @@ def plan_workers(
     return workers, budget // max(1, len(readers)) // max(1, workers)
 
 
-def _typical_size(reader: SampleReader, rows: Rows) -> int:
-    probes = rows[:: max(1, len(rows) // 8)][:8].tolist()
+def _typical_size(reader: SampleReader, rows: Rows) -> float:
+    # From here and there, unless a large file would have to be fetched for each.
+    probes = rows[:: max(1, len(rows) // 8) if reader.data.blocks is None else 1][:8].tolist()
     return max((size_in_memory(reader.read(row)) for row in probes), default=0)

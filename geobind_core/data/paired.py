@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 
 from geobind_core.config.problems import suggest
 from geobind_core.data.geography import Places
+from geobind_core.data.order import Blocks, epoch_order
+from geobind_core.data.order import Rows as Rows
+from geobind_core.data.remote import located
 from geobind_core.data.splits import CODES, Split, assign
 from geobind_core.errors import DataError
-from geobind_core.plugins.source import Observations, SourceConfig, SplitConfig
-
-Rows = npt.NDArray[np.int64]
+from geobind_core.plugins.source import Observations, Reference, SourceConfig, SplitConfig
 
 
 class PairedData:
@@ -46,7 +47,9 @@ class PairedData:
         self._labels = {**observations.labels, **((config and config.labels) or {})}
         self._check_columns(observations, split)
         # Left in their chunks: an array of bytes or strings cannot hold more than 2 GiB.
+        self._references = observations.references
         self._columns = {c: self._table[c] for columns in self.fields.values() for c in columns}
+        self.blocks = self._blocks(observations)
         self.keys = self._checked_keys()
         self.places = self._places(observations)
         split_column = split.column if split is not None and split.by == "column" else None
@@ -62,6 +65,8 @@ class PairedData:
         except DataError as error:
             error.place = f"{self.place}.split"
             raise
+        # Of a million rows, what nobody will ask for takes as much memory as what is read.
+        self._table = self._table.select(list(dict.fromkeys(self._labels.values())))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -85,8 +90,28 @@ class PairedData:
                     f"{present.count(column)} columns of the table are called '{column}'.",
                     place=f"{self.place}.{where}",
                 )
+            if column in observations.references and not where.startswith("fields."):
+                raise DataError(
+                    f"the values of '{column}' are files in shards, which are read when they are needed.",
+                    place=f"{self.place}.{where}",
+                    hint="Take a column of values: a field of a JSON file, or a `.cls` file.",
+                )
         if observations.table.num_rows == 0:
             raise DataError("the table has no rows.", place=self.place)
+
+    def _blocks(self, observations: Observations) -> Blocks | None:
+        if observations.blocks is None:
+            return None
+        numbers = self._one_chunk(observations.blocks).to_numpy(zero_copy_only=False).astype(np.int32)
+        return Blocks(numbers, observations.blocks_at_once)
+
+    def order(self, rows: Rows, seed: int, epoch: int) -> Rows:
+        """Returns the rows of an epoch in their order, a pure function of the arguments."""
+        return epoch_order(rows, seed, epoch, self.blocks)
+
+    def near(self, rows: Rows) -> int | None:
+        """Returns how far from a batch, in `order`, rows can be had that need few other files; None: anywhere."""
+        return None if self.blocks is None else self.blocks.typical_size(rows)
 
     def _places(self, observations: Observations) -> Places | None:
         """Returns where the rows are. Coordinates that are no numbers are none."""
@@ -123,33 +148,60 @@ class PairedData:
         Args:
             modality: One of `fields`.
             row: The row's number.
-            is_file: Whether strings are paths; relative ones start at the data set's root.
+            is_file: Whether strings are paths; relative ones start at the data set's root. The content of
+                addresses is fetched.
 
         Returns:
             The value, or a tuple of values where the modality has several columns.
+
+        Raises:
+            DataError: What lies elsewhere, in a shard or at an address, cannot be read.
         """
-        values = tuple(self._columns[column][row].as_py() for column in self.fields[modality])
-        if is_file:
-            values = tuple(self._located(value) for value in values)
+        cell = self.unread_cell(modality, row, is_file=is_file)
+        if isinstance(cell, tuple):
+            return tuple(_read(value, is_file=is_file) for value in cell)
+        return _read(cell, is_file=is_file)
+
+    def unread_cell(self, modality: str, row: int, *, is_file: bool) -> Any:
+        """Returns what `cell` does, with a `Reference` for what lies elsewhere."""
+        values = tuple(self._value(column, row, is_file=is_file) for column in self.fields[modality])
         return values[0] if len(values) == 1 else values
+
+    def _value(self, column: str, row: int, *, is_file: bool) -> Any:
+        value = self._columns[column][row].as_py()
+        if column in self._references and value is not None:
+            return self._references[column](value)
+        return self._located(value) if is_file else value
 
     def _located(self, value: Any) -> Any:
         if isinstance(value, str):
-            return self.root / value
+            return located(self.root, value)
         if isinstance(value, dict) and isinstance(value.get("path"), str):  # as Hugging Face writes files
-            return {**value, "path": str(self.root / value["path"])}
+            found = located(self.root, value["path"])
+            if isinstance(found, Reference):
+                return found if value.get("bytes") is None else value
+            return {**value, "path": str(found)}
         return value
 
     def rows(self, split: Split, modalities: Iterable[str]) -> Rows:
         """Returns the rows of a split that have something for each of these modalities, in order."""
         keep = self._splits == CODES[split]
-        for column in {c for modality in modalities for c in self.fields[modality]}:
-            array = self._columns[column]
-            filled = pc.invert(pc.is_null(array, nan_is_null=True))
-            if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-                filled = pc.and_(filled, pc.not_equal(pc.utf8_trim_whitespace(array), "").fill_null(False))
-            keep = keep & filled.to_numpy()
+        for modality in modalities:
+            keep = keep & self.filled(modality)
         return np.flatnonzero(keep).astype(np.int64)
+
+    def filled(self, modality: str) -> npt.NDArray[np.bool_]:
+        """Returns `[N]`, true where a row of any split or none has something for a modality."""
+        keep = np.ones(len(self), dtype=bool)
+        for column in dict.fromkeys(self.fields[modality]):
+            # A chunk at a time, for trimmed texts are a copy of them.
+            keep &= np.concatenate([_filled(chunk) for chunk in self._columns[column].chunks])
+        return keep
+
+    def split_names(self) -> list[str | None]:
+        """Returns the split of each row, None for a row in none."""
+        names: dict[int, str | None] = {code: name for name, code in CODES.items()}
+        return [names.get(code) for code in self._splits.tolist()]
 
     def column_has_values(self, modality: str) -> bool:
         """Whether any row has something for a modality."""
@@ -159,12 +211,17 @@ class PairedData:
         """Returns how many rows a split has, complete or not."""
         return int((self._splits == CODES[split]).sum())
 
+    def label_values(self, modality: str) -> pa.Array | None:
+        """Returns the label of each row, a text or null, or None without labels."""
+        column = self._labels.get(modality)
+        return None if column is None else self._one_chunk(column).cast(pa.string())
+
     def labels(self, modality: str) -> npt.NDArray[np.int64] | None:
         """Returns a number per row, equal for equal labels and -1 for none, or None without labels."""
-        column = self._labels.get(modality)
-        if column is None:
+        values = self.label_values(modality)
+        if values is None:
             return None
-        codes = self._one_chunk(column).dictionary_encode().indices
+        codes = values.dictionary_encode().indices
         result: npt.NDArray[np.int64] = codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
         return result
 
@@ -188,3 +245,16 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return float("nan")
+
+
+def _filled(array: pa.Array) -> npt.NDArray[np.bool_]:
+    """Returns where an array has something; blank texts and NaN are nothing."""
+    filled = pc.invert(pc.is_null(array, nan_is_null=True))
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        filled = pc.and_(filled, pc.not_equal(pc.utf8_trim_whitespace(array), "").fill_null(False))
+    found: npt.NDArray[np.bool_] = filled.to_numpy(zero_copy_only=False)
+    return found
+
+
+def _read(value: Any, *, is_file: bool) -> Any:
+    return value.read(is_file=is_file) if isinstance(value, Reference) else value

@@ -85,7 +85,7 @@ class SampleReader:
         self.modality = modality
         self.train = train
         self.seed = seed
-        self._room = 0
+        self._room: float = 0
         self._decoded: dict[int, Any] = {}
 
     def keep_up_to(self, size: int) -> None:
@@ -143,10 +143,10 @@ def describe(error: BaseException) -> str:
     return text if isinstance(error, DataError) else f"{type(error).__name__}: {text}"
 
 
-def size_in_memory(sample: Any) -> int:
-    """Estimates the bytes that a decoded sample takes."""
+def size_in_memory(sample: Any) -> float:
+    """Estimates the bytes that a decoded sample takes: infinitely many where `transform` is what decodes it."""
     if hasattr(sample, "nbytes"):
-        return int(sample.nbytes)
+        return float(sample.nbytes)
     if hasattr(sample, "getbands"):  # a PIL image
         return int(sample.width) * int(sample.height) * len(sample.getbands())
     if isinstance(sample, dict):

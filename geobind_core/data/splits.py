@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ Split = Literal["train", "validation", "test"]
 CODES: dict[str, int] = {"train": 0, "validation": 1, "test": 2}
 _ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train", "testing": "test"}
 _UNUSED = -1
+_AT_A_TIME = 65_536
 
 
 def assign(
@@ -40,7 +41,7 @@ def assign(
         return _by_column(column)
     if config.by == "blocks":
         return _by_blocks(places, config)
-    return _by_hash(keys.to_pylist(), config)
+    return _by_hash(_texts(keys), config)
 
 
 def _by_column(column: pa.ChunkedArray) -> npt.NDArray[np.int8]:
@@ -60,12 +61,20 @@ def _by_column(column: pa.ChunkedArray) -> npt.NDArray[np.int8]:
     return by_position
 
 
-def _by_hash(keys: Sequence[object], config: SplitConfig) -> npt.NDArray[np.int8]:
+def _texts(keys: pa.ChunkedArray) -> Iterator[str]:
+    # Some at a time: a million texts take more memory in Python than the table that they come from.
+    for start in range(0, len(keys), _AT_A_TIME):
+        yield from map(str, keys.slice(start, _AT_A_TIME).to_pylist())
+
+
+def _by_hash(keys: Iterable[str], config: SplitConfig) -> npt.NDArray[np.int8]:
     # A hash of the key alone: a row keeps its split when rows are added or reordered.
     salt = f"{config.seed}:".encode()
-    digests = b"".join(hashlib.blake2b(salt + str(key).encode(), digest_size=8).digest() for key in keys)
+    digests = bytearray()
+    for key in keys:
+        digests += hashlib.blake2b(salt + key.encode(), digest_size=8).digest()
     position = np.frombuffer(digests, dtype=">u8").astype(np.float64) / 2.0**64
-    codes = np.full(len(keys), CODES["train"], dtype=np.int8)
+    codes = np.full(len(position), CODES["train"], dtype=np.int8)
     codes[position < config.test + config.validation] = CODES["validation"]
     codes[position < config.test] = CODES["test"]
     return codes
@@ -78,7 +87,7 @@ def _by_blocks(places: Places | None, config: SplitConfig) -> npt.NDArray[np.int
             hint="Name the columns: `longitude` and `latitude` of the data set, degrees, WGS 84.",
         )
     cells, block = np.unique(equal_area_cells(places, config.block_km), return_inverse=True)
-    of_cell = _by_hash([f"{config.block_km:g} km:{cell}" for cell in cells.tolist()], config)
+    of_cell = _by_hash((f"{config.block_km:g} km:{cell}" for cell in cells), config)
     of_cell[cells < 0] = _UNUSED  # the one of all rows without coordinates
     codes = of_cell[block]
     if config.buffer_km > 0:
@@ -86,6 +95,6 @@ def _by_blocks(places: Places | None, config: SplitConfig) -> npt.NDArray[np.int
         for held_out in ("test", "validation"):
             inside = codes == CODES[held_out]
             open_rows = np.flatnonzero((codes != CODES["test"]) & ~inside & (codes != _UNUSED))
-            near = nearest_km(places.take(open_rows), places.take(inside)) < config.buffer_km
+            near = nearest_km(places.take(open_rows), places.take(inside), config.buffer_km) < config.buffer_km
             codes[open_rows[near]] = _UNUSED
     return codes

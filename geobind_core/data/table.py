@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from geobind_core.data.copies import local_table
 from geobind_core.data.geoparquet import with_coordinates
+from geobind_core.data.remote import is_url, plain
 from geobind_core.data.table_files import file_fingerprint, read_table
 from geobind_core.errors import DataError
 from geobind_core.plugins.source import Observations, Source, SourceConfig
@@ -23,7 +25,8 @@ class TableConfig(SourceConfig):
     """Settings of a table."""
 
     path: str | dict[Literal["train", "validation", "test"], str] = Field(
-        description="The table: .csv, .tsv or .parquet, relative to the chain file; or one for each split."
+        description="The table (.csv, .tsv or .parquet), relative to the chain file or at an address; "
+        "or one for each split."
     )
     root: str | None = Field(None, description="Folder of the files that cells name; default: the table's.")
     key: str | None = Field(None, description="Column that names a row; default: `key`, or the row's number.")
@@ -51,9 +54,18 @@ class Table(Source[TableConfig]):
 
     def _paths(self) -> dict[str, Path]:
         """Returns the tables, by split; under no name when there is one for all."""
+        return {split: local_table(p) if is_url(p) else self.resolve(plain(p)) for split, p in self._named().items()}
+
+    def _named(self) -> dict[str, str]:
         path = self.config.path
-        named = {"": path} if isinstance(path, str) else path
-        return {split: self.resolve(path) for split, path in named.items()}
+        return {"": path} if isinstance(path, str) else {str(split): p for split, p in path.items()}
+
+    def _folder(self, path: str) -> Path | str:
+        """Returns where the paths in the cells of a table start."""
+        return path.rpartition("/")[0] if is_url(path) else self.resolve(plain(path)).parent
+
+    def _located(self, folder: str) -> Path | str:
+        return folder if is_url(folder) else self.resolve(plain(folder))
 
     def fingerprint(self) -> str:
         """Identifies the tables' content; the files that they name are not opened."""
@@ -69,11 +81,11 @@ class Table(Source[TableConfig]):
     def observations(self) -> Observations:
         """Reads the tables."""
         config, paths = self.config, self._paths()
-        folders = {path.parent for path in paths.values()}
+        folders = {self._folder(path) for path in self._named().values()}
         if len(folders) > 1 and config.root is None:
             raise DataError(
                 "the tables lie in several folders, and paths in cells start at one.",
-                place=", ".join(map(str, paths.values())),
+                place=", ".join(self._named().values()),
                 hint="Say at which: `root`.",
             )
         tables = {split: self._read(path) for split, path in paths.items()}
@@ -82,12 +94,12 @@ class Table(Source[TableConfig]):
         key = config.key or ("key" if "key" in columns else _ROW)
         if key == _ROW and _ROW not in columns:
             table = table.append_column(_ROW, pa.array(range(table.num_rows)).cast(pa.string()))
-        longitude, latitude = _coordinates(columns)
+        longitude, latitude = coordinate_columns(columns)
         # Settings that name fields say all there is; the engine adds them.
         own = {} if config.fields else {column: column for column in table.column_names if column != key}
         return Observations(
             table=table,
-            root=self.resolve(config.root) if config.root else folders.pop(),
+            root=self._located(config.root) if config.root else folders.pop(),
             fields=own,
             key=key,
             split=None if "" in tables else _SPLIT,
@@ -101,7 +113,7 @@ class Table(Source[TableConfig]):
         return with_coordinates(table, str(path))
 
 
-def _coordinates(columns: list[str]) -> tuple[str | None, str | None]:
+def coordinate_columns(columns: list[str]) -> tuple[str | None, str | None]:
     """Returns the columns that are called like coordinates."""
     for longitude, latitude in _COORDINATES:
         if longitude in columns and latitude in columns:

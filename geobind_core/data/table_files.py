@@ -16,6 +16,7 @@ from geobind_core.errors import DataError
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _PARQUET = (".parquet", ".geoparquet", ".pq")
 _COMPRESSED = (".gz", ".bz2", ".zst")
+_ROWS_AT_A_TIME = 65_536
 _RELATIVE = "Relative paths start at the chain file's folder."
 
 
@@ -36,20 +37,36 @@ def read_table(
     Raises:
         DataError: It is missing, of another kind, or cannot be read.
     """
+    usual = delimiter_of(path)
+    if not path.is_file():
+        raise DataError("no such table.", place=str(path), hint=_RELATIVE)
+    try:
+        if usual is None:
+            return _read_parquet(path)
+        return _read_text(path, strings, encoding, delimiter or usual)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"the table cannot be read: {error}", place=str(path)) from error
+
+
+def delimiter_of(path: Path) -> str | None:
+    """Returns what is usual between the cells of a file with such a suffix; None of a Parquet file.
+
+    Raises:
+        DataError: The suffix is not that of a table.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = suffixes[-1] if suffixes else ""
     if suffix in _COMPRESSED and len(suffixes) > 1:
         suffix = suffixes[-2]
     if suffix not in _DELIMITERS and suffix not in _PARQUET:
         raise DataError(f"expected a table (.csv, .tsv or .parquet), found '{suffix or 'no suffix'}'.", place=str(path))
-    if not path.is_file():
-        raise DataError("no such table.", place=str(path), hint=_RELATIVE)
-    try:
-        if suffix in _PARQUET:
-            return pyarrow.parquet.read_table(path)
-        return _read_text(path, strings, encoding, delimiter or _DELIMITERS[suffix])
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"the table cannot be read: {error}", place=str(path)) from error
+    return _DELIMITERS.get(suffix)
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    # A batch at a time: reading all at once holds the file and the table side by side.
+    with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
+        return pa.Table.from_batches(file.iter_batches(_ROWS_AT_A_TIME), schema=file.schema_arrow)
 
 
 def _read_text(path: Path, strings: tuple[str, ...], encoding: str, delimiter: str) -> pa.Table:
@@ -84,7 +101,8 @@ def _read_text(path: Path, strings: tuple[str, ...], encoding: str, delimiter: s
 
 def _empty_texts_are_missing(table: pa.Table) -> pa.Table:
     for i, column in enumerate(table.columns):
-        if pa.types.is_string(column.type):
+        # A column without an empty cell is left alone: a copy of all texts takes as much memory again.
+        if pa.types.is_string(column.type) and pc.any(pc.equal(column, "")).as_py():
             filled = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
             table = table.set_column(i, table.column_names[i], filled)
     return table

@@ -185,7 +185,7 @@ class PluginManager:
             + (
                 ""
                 if near
-                else f"If a plugin provides it, install that: {_installer()} geobind-plugin-{name.replace('_', '-')}"
+                else f"If a plugin provides it, install that: {installer()} geobind-plugin-{name.replace('_', '-')}"
             ),
         )
 
@@ -231,7 +231,7 @@ def _checked_name(kind: str, cls: Any) -> str:
     return name
 
 
-def _installer() -> str:
+def installer() -> str:
     """Returns the command that installs into this very interpreter; environments made by uv have no pip."""
     if find_spec("pip") is not None:
         return f"{sys.executable} -m pip install"

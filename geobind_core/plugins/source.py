@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -73,29 +74,59 @@ class SourceConfig(StrictModel):
     split: SplitConfig | None = Field(None, description="How rows are divided into train, validation, test.")
 
 
+class Reference(ABC):
+    """A cell whose content lies elsewhere, such as in the middle of a tar file."""
+
+    @abstractmethod
+    def identity(self) -> bytes:
+        """Returns what tells it from all others, and from itself with another content, without reading it."""
+
+    @abstractmethod
+    def read(self, *, is_file: bool) -> Any:
+        """Returns the content.
+
+        Args:
+            is_file: Whether the modality reads files, and takes their bytes.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+
+    def size(self) -> int | None:
+        """Returns how many bytes it has, if that is known and it can be read without fetching more than that."""
+        return None
+
+
 @dataclass(frozen=True)
 class Observations:
     """A table of paired observations: a row is a place, a column an observation of it.
 
     Attributes:
         table: The rows.
-        root: Relative paths in cells start at this folder.
+        root: Relative paths in cells start at this folder, or at this address of one.
         fields: Modality -> its column, or a tuple of columns read together.
         key: The column that names a row; keys are unique.
         labels: Modality -> a column of labels; rows with equal labels are equally right answers.
         split: The column that holds `train`, `validation` or `test`, if there is one.
         longitude: The column of longitudes, degrees, WGS 84, if there is one.
         latitude: The column of latitudes, degrees, WGS 84, if there is one.
+        references: Column -> what makes a `Reference` of a value, for columns whose content lies elsewhere.
+        blocks: A column of numbers, if rows with the same number should be read at about the same time,
+            since they come from one large file that has to be fetched first.
+        blocks_at_once: Rows of so many blocks are mixed with each other.
     """
 
     table: pa.Table
-    root: Path
+    root: Path | str
     fields: Mapping[str, str | tuple[str, ...]]
     key: str = "key"
     labels: Mapping[str, str] = field(default_factory=dict)
     split: str | None = None
     longitude: str | None = None
     latitude: str | None = None
+    references: Mapping[str, Callable[[Any], Reference]] = field(default_factory=dict)
+    blocks: str | None = None
+    blocks_at_once: int = 16
 
 
 class Source(Generic[ConfigT]):
@@ -133,6 +164,13 @@ class Source(Generic[ConfigT]):
 
     def prepare(self, progress: Progress) -> None:
         """Makes what `observations` reads exist. Must be idempotent; most sources need nothing."""
+
+    def notes(self) -> list[str]:
+        """Returns what a person should know of the data, a line each: what was left out, and why.
+
+        Asked after `prepare`.
+        """
+        return []
 
     def observations(self) -> Observations:
         """Returns the rows.

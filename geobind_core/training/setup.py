@@ -126,6 +126,8 @@ def prepare(
         Shard(processes.index, processes.count),
         random,
         drawn,
+        data.order,
+        data.near(rows),
     )
     encoders: dict[str, nn.Module] = {}
     for name in config.train:

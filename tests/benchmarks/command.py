@@ -17,7 +17,7 @@ from rich.console import Console
 
 from geobind_core.errors import EXIT_INTERRUPTED
 
-from . import anchor_cache, floor, overhead, peer, tiled_infonce, two_pass
+from . import anchor_cache, audio, floor, large_table, overhead, peer, shards, tiled_infonce, two_pass
 from .measure import Settings
 from .results import Row, machine, table_of
 
@@ -27,8 +27,11 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     tiled_infonce.NAME: tiled_infonce.run,
     anchor_cache.NAME: anchor_cache.run,
     peer.NAME: peer.run,
+    audio.NAME: audio.run,
     floor.FIRST: floor.run_first,
     floor.SECOND: floor.run_second,
+    large_table.NAME: large_table.run,
+    shards.NAME: shards.run,
 }
 
 

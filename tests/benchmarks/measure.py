@@ -111,12 +111,13 @@ def _measure_in_this_process(target: str, arguments: Mapping[str, Any]) -> int:
         work()
         return int(torch.cuda.max_memory_allocated() - before)
     Path("/proc/self/clear_refs").write_text("5")  # lets the peak start again from what is resident now
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     work()
-    return _resident("VmHWM") - before
+    return resident("VmHWM") - before
 
 
-def _resident(key: str) -> int:
+def resident(key: str) -> int:
+    """Returns what the system says of this process, in bytes: `VmRSS` now, `VmHWM` at its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(f"{key}:")).split()[1]) * 1024
 

@@ -15,6 +15,8 @@ FIGURES = {
     "tiled_infonce": 4,
     "anchor_cache": 3,
     "open_clip_train": 2,
+    "audio": 4,
+    "shards": 5,
     "gpu_stage_1": 2,
     "gpu_stage_2": 2,
 }

@@ -137,8 +137,9 @@ def test_the_chain_that_is_spoilt_below_is_valid(load) -> None:
 ONE_MISTAKE = {
     "misspelled key at the top": (
         "evaluate: {", "evalute: {", "evalute", "evalute",
-        "unknown key 'evalute'. Available: binding, channels_last, compile, data, embed_dim, evaluate, loader, "
-        "log_with, mixed_precision, modalities, name, seed, stages. Did you mean 'evaluate'?",
+        "unknown key 'evalute'. Available: binding, channels_last, compile, data, embed_dim, evaluate, "
+        "identical_files, loader, log_with, mixed_precision, modalities, name, seed, split_distance_km, stages, "
+        "strict_splits. Did you mean 'evaluate'?",
     ),
     "misspelled key in a stage": (
         "epochs: 3", "epoch: 3", "epoch: 3", "stages[1].epoch",
@@ -173,12 +174,12 @@ ONE_MISTAKE = {
     ),
     "misspelled key in a data set": (
         "path: earth.csv", "paht: earth.csv\n    path: earth.csv", "paht", "data.earth.paht",
-        "unknown key 'paht'. Available: fields, key, labels, latitude, longitude, path, root, source, split. "
+        "unknown key 'paht'. Available: delimiter, encoding, fields, key, labels, latitude, longitude, path, root, source, split. "
         "Did you mean 'path'?",
     ),
     "misspelled key in a split": (
         "path: earth.csv", "path: earth.csv\n    split: {by: hash, tset: 0.2}", "tset", "data.earth.split.tset",
-        "unknown key 'tset'. Available: by, column, seed, test, validation. Did you mean 'test'?",
+        "unknown key 'tset'. Available: block_km, buffer_km, by, column, seed, test, validation. Did you mean 'test'?",
     ),
     "misspelled key in evaluate": (
         "gallery: 100", "galery: 100", "galery", "evaluate.galery",

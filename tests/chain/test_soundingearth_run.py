@@ -95,6 +95,7 @@ def _chain() -> dict[str, object]:
     chain["modalities"]["audio"] = {
         "pretrained": "weights/clap", "sample_rate": 8000, "seconds": 1, "features": features
     }  # fmt: skip
+    chain["identical_files"] = "off"  # both data sets show the same places here
     chain["data"]["sat2cap"] |= {"path": "data/SoundingEarth/pairs.csv", "split": {"by": "hash", "test": 0.2}}
     for stage in chain["stages"]:
         stage |= {"batch_size": 32, "epochs": 2, "max_bad_samples": 0.05}

@@ -105,7 +105,7 @@ class TestValues:
 
     def test_a_type_without_a_rule(self) -> None:
         data = paired({"cell": [1]}, {"cell": "cell"})
-        data.cell = lambda *_, **__: object()  # type: ignore[method-assign]
+        data.unread_cell = lambda *_, **__: object()  # type: ignore[method-assign]
         with pytest.raises(DataError, match="row '0': a cell of type object has no identity") as caught:
             cell_ids(data, "cell", np.arange(1), is_file=False)
         assert caught.value.place == "data.mine.fields.cell"

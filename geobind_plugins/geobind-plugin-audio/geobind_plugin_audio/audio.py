@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from io import BytesIO
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from geobind_core import DataError, Modality
+from geobind_core import Modality, Preview
 from geobind_plugin_audio.config import AudioConfig
 
 if TYPE_CHECKING:
@@ -14,14 +13,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_MOST_CHANNELS = 64  # more are the samples of an array [channels, N]
+    from geobind_plugin_audio.recordings import Recording
 
 
 class Audio(Modality[AudioConfig]):
-    """Recordings through CLAP. A sample is a mono waveform; a batch `[B, samples]` float32.
+    """Recordings through CLAP. A sample is a mono waveform, or a recording to cut one from.
 
-    Longer recordings are cut, at a random place when training and in the middle otherwise; shorter
-    ones are repeated as often as they fit and then padded with silence, as CLAP was trained.
+    A batch is `[B, samples]` float32. Longer recordings are cut, at a random place when training and
+    in the middle otherwise; shorter ones are repeated as often as they fit and then padded with
+    silence, as CLAP was trained.
     """
 
     name: ClassVar[str] = "audio"
@@ -40,57 +40,58 @@ class Audio(Modality[AudioConfig]):
 
         return rebuilt(self.config, encoder)
 
-    def read(self, cell: Any) -> torch.Tensor:
-        """Decodes a path or bytes (MP3, FLAC, Ogg, WAV), or takes `(samples, sample_rate)`.
+    def read(self, cell: Any) -> Recording | torch.Tensor:
+        """Opens a path or bytes (MP3, FLAC, Ogg, WAV), or takes `(samples, sample_rate)`.
 
         Samples may be `[N]` or `[N, channels]`, in [-1, 1] or whole numbers as in a WAV file. Channels
-        are averaged.
+        are averaged. A recording that the network hears as a whole is returned decoded, `[samples]`;
+        of a longer one `transform` decodes what it chooses.
         """
-        import numpy as np
-        import soundfile
-        import torch
-        from torchaudio.functional import resample
+        from geobind_plugin_audio.recordings import opened
+        from geobind_plugin_audio.resampling import Rates
 
-        if isinstance(cell, dict) and "array" in cell:  # an audio column as Hugging Face decodes it
-            cell = (cell["array"], cell["sampling_rate"])
-        elif isinstance(cell, dict) and "bytes" in cell:
-            cell = cell["bytes"] if cell["bytes"] is not None else cell["path"]
-        if isinstance(cell, tuple):
-            samples, rate = _as_floats(np.asarray(cell[0])), int(cell[1])
-        elif isinstance(cell, str | Path):
-            samples, rate = soundfile.read(cell, dtype="float32")
-        elif isinstance(cell, bytes | bytearray | memoryview):
-            samples, rate = soundfile.read(BytesIO(cell), dtype="float32")
-        else:
-            raise DataError(f"expected a path, bytes or (samples, sample_rate), found {type(cell).__name__}.")
-        if samples.ndim not in (1, 2) or samples.size == 0 or (samples.ndim == 2 and samples.shape[1] > _MOST_CHANNELS):
-            raise DataError(f"expected samples [N] or [N, channels], found shape {samples.shape}.")
-        if samples.ndim == 2:
-            samples = samples.mean(axis=1)
-        if not np.isfinite(samples).all():
-            raise DataError("the recording has samples that are not finite.")
-        waveform = torch.from_numpy(np.ascontiguousarray(samples))
-        return waveform if rate == self.config.sample_rate else resample(waveform, rate, self.config.sample_rate)
+        recording, rate = opened(cell), self.config.sample_rate
+        if Rates(recording.rate, rate).length(recording.frames) > self._samples:
+            return recording
+        return recording.heard(rate, self._samples, lambda last: 0)
 
-    def transform(self, sample: torch.Tensor, *, train: bool, rng: np.random.Generator) -> torch.Tensor:
+    def transform(self, sample: Recording | torch.Tensor, *, train: bool, rng: np.random.Generator) -> torch.Tensor:
         """Cuts or repeats to the length that the network hears."""
         import torch
 
-        wanted, length = round(self.config.seconds * self.config.sample_rate), len(sample)
-        if length >= wanted:
-            spare = length - wanted
-            start = int(rng.integers(spare + 1)) if train else spare // 2
-            return sample[start : start + wanted]
-        repeated = sample.repeat(wanted // length)
+        def place(last: int) -> int:
+            return int(rng.integers(last + 1)) if train else last // 2
+
+        wanted = self._samples
+        if not isinstance(sample, torch.Tensor):
+            sample = sample.heard(self.config.sample_rate, wanted, place)
+        elif len(sample) > wanted:
+            start = place(len(sample) - wanted)
+            sample = sample[start : start + wanted]
+        repeated = sample.repeat(wanted // len(sample))
         return torch.nn.functional.pad(repeated, (0, wanted - len(repeated)))
 
+    def inspect(self, cell: Any) -> Mapping[str, str | int | float]:
+        """Returns the format, the sample rate in Hz, the number of channels and the seconds, without decoding."""
+        from geobind_plugin_audio.recordings import opened
 
-def _as_floats(samples: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Returns samples in [-1, 1]; whole numbers are scaled as in a WAV file."""
-    import numpy as np
+        found = opened(cell)
+        return {
+            "format": found.format,
+            "sample_rate": found.rate,
+            "channels": found.channels,
+            "seconds": round(found.frames / found.rate, 3),
+        }
 
-    if samples.dtype == np.uint8:  # WAV has 8 bits without a sign, and silence at 128
-        return (samples.astype(np.float32) - 128) / 128
-    if np.issubdtype(samples.dtype, np.integer):
-        return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
-    return samples.astype(np.float32)
+    def preview(self, cell: Any, size: int = 256) -> Preview:
+        """Returns what the network hears outside training, as an MP3; `size` is for pictures."""
+        import numpy as np
+
+        from geobind_plugin_audio.recordings import as_mp3
+
+        heard = self.transform(self.read(cell), train=False, rng=np.random.default_rng(0))
+        return Preview("audio/mpeg", as_mp3(heard, self.config.sample_rate))
+
+    @property
+    def _samples(self) -> int:
+        return round(self.config.seconds * self.config.sample_rate)

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
 from transformers import ClapAudioConfig, ClapAudioModelWithProjection
 from transformers.utils import logging as transformers_logging
 
 from geobind_core import WeightsError, require_hub_files
 from geobind_plugin_audio.config import AudioConfig, FeatureConfig
+from geobind_plugin_audio.features import LogMel
 
 _OWN_MODELS = Path(__file__).parent / "models"
 _FEATURE_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -45,19 +45,7 @@ class ClapEncoder(nn.Module):
         self.embed_dim = int(network.projection_dim)
         self.fused = bool(network.enable_fusion)
         scale = features.mel_scale or ("htk" if self.fused else "slaney")
-        self.spectrogram = nn.Sequential(
-            MelSpectrogram(
-                sample_rate,
-                n_fft=features.fft_window,
-                hop_length=features.hop_length,
-                f_min=features.min_hz,
-                f_max=min(features.max_hz, sample_rate / 2),
-                n_mels=network.num_mel_bins,
-                norm="slaney" if scale == "slaney" else None,
-                mel_scale=scale,
-            ),
-            AmplitudeToDB("power"),
-        )
+        self.spectrogram = LogMel(features, scale, sample_rate, network.num_mel_bins)
 
     def forward(self, waveforms: torch.Tensor) -> torch.Tensor:
         # Powers span ten orders of magnitude; float32 also where the network runs in less.

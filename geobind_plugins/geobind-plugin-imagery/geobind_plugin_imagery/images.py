@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from geobind_core import DataError, Modality
+from geobind_core import Augmentation, Modality, Preview
 from geobind_plugin_imagery.config import ImageConfig
+from geobind_plugin_imagery.needs import Need, of_middle_square
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
 class Image(Modality[ImageConfig]):
     """RGB images. A sample is a uint8 tensor `[3, H, W]`; a batch `[B, 3, size, size]` uint8.
 
-    Pixels stay bytes until they are on the accelerator: the encoder scales and normalises them.
+    Pixels stay bytes, and those of a pixel side by side as decoders write them, until they are on the
+    accelerator: the encoder brings them into order, scales and normalises them.
     """
 
     Config = ImageConfig
@@ -51,46 +51,57 @@ class Image(Modality[ImageConfig]):
         return rebuilt(self.config, encoder)
 
     def read(self, cell: Any) -> torch.Tensor:
-        """Decodes a path, bytes, a PIL image, or an array `[H, W, 3]` of uint8.
+        """Decodes a path, bytes, a PIL image, or an array `[H, W, 3]` of uint8, and shrinks it.
 
-        Photos are turned upright as their EXIF data says; of 16 bits the upper 8 are kept, and of
-        pixels with transparency the colour.
+        Photos are turned upright as their EXIF data says; of pixels with transparency the colour is
+        kept. What is larger than the tower sees is made as small as it can be before random crops,
+        so that little has to be decoded and kept between epochs.
         """
-        import numpy as np
-        import torch
-        from PIL import Image as Pillow
+        from geobind_plugin_imagery import pixels
+        from geobind_plugin_imagery.decoding import decode
 
-        from geobind_plugin_imagery.pixels import to_rgb
+        size, crop = self._size, self._random_crop()
+        if crop is not None:
+            need = pixels.need_of_random_crop(size, crop)
+            return pixels.compact(pixels.shrink(decode(cell, need, self.config.bands, self.config.scale), need))
+        image = decode(cell, of_middle_square(size), self.config.bands, self.config.scale)
+        return pixels.compact(pixels.resize_and_crop(image, size) if min(image.shape[-2:]) >= size else image)
 
-        if isinstance(cell, dict) and "bytes" in cell:  # an image column as Hugging Face writes it
-            cell = cell["bytes"] if cell["bytes"] is not None else cell["path"]
-        if isinstance(cell, np.ndarray):
-            if cell.dtype != np.uint8 or cell.ndim not in (2, 3):
-                raise DataError(f"expected an array [H, W, 3] of uint8, found {cell.shape} of {cell.dtype}.")
-            cell = Pillow.fromarray(cell)
-        if isinstance(cell, bytes | bytearray | memoryview):
-            cell = BytesIO(cell)
-        if isinstance(cell, str | Path | BytesIO):
-            with Pillow.open(cell) as opened:
-                pixels = to_rgb(opened)
-        elif isinstance(cell, Pillow.Image):
-            pixels = to_rgb(cell)
-        else:
-            raise DataError(f"expected a path, bytes, a PIL image or an array, found {type(cell).__name__}.")
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    def inspect(self, cell: Any) -> Mapping[str, str | int | float]:
+        """Returns format, width, height, channels and bits, and where a georeferenced file lies."""
+        from geobind_plugin_imagery.decoding import describe
+
+        return describe(cell)
+
+    def preview(self, cell: Any, size: int = 256) -> Preview:
+        """Returns the whole image as a JPEG, upright, with the bands and the scale of the settings."""
+        from geobind_plugin_imagery.decoding import decode
+        from geobind_plugin_imagery.pixels import to_jpeg
+
+        image = decode(cell, Need(size, side="longer"), self.config.bands, self.config.scale)
+        return Preview("image/jpeg", to_jpeg(image, size))
 
     def transform(self, sample: torch.Tensor, *, train: bool, rng: np.random.Generator) -> torch.Tensor:
         """Resizes and crops to the tower's size, and augments when training."""
         from geobind_plugin_imagery import pixels
 
         size = self._size
-        steps = self.augment if train else ()
-        crop = next((step for step in steps if step.name == "random_resized_crop"), None)
+        crop = self._random_crop() if train else None
         sized = pixels.random_resized_crop(sample, size, crop, rng) if crop else pixels.resize_and_crop(sample, size)
-        for step in steps:
+        for step in self.augment if train else ():
             if step is not crop:
                 sized = pixels.augment(sized, step, rng)
-        return sized.contiguous()
+        return pixels.compact(sized)
+
+    def collate(self, samples: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Stacks samples; in memory, the three bytes of a pixel stay together."""
+        from torch.utils.data import default_collate
+
+        batch: torch.Tensor = default_collate([sample.permute(1, 2, 0) for sample in samples])
+        return batch.permute(0, 3, 1, 2)
+
+    def _random_crop(self) -> Augmentation | None:
+        return next((step for step in self.augment if step.name == "random_resized_crop"), None)
 
 
 class Satellite(Image):

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import math
+from io import BytesIO
+
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.transforms.v2 import RandAugment
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.transforms.v2.functional import InterpolationMode
 
-from geobind_core import Augmentation, DataError
+from geobind_core import Augmentation
+from geobind_plugin_imagery.needs import Need, of_random_part
 
 _OPERATIONS, _MAGNITUDE = 2, 9  # as torchvision has them
 _LEAST_AREA = 0.9
-_LARGEST_16_BIT = 2**16 - 1
+_LEAST_RATIO = 3 / 4
+_LONGEST = 4  # times the shorter side; of more than that, nothing is resized but what is near the middle
+_QUALITY = 85
 
 
-def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Returns `[H, W, 3]` of an image of any mode, upright."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "I" or upright.mode.startswith("I;16"):
-        # Pillow would cut off all above 255.
-        values = np.asarray(upright).astype(np.int64)
-        if values.min() < 0 or values.max() > _LARGEST_16_BIT:
-            raise DataError("expected pixels of 8 or 16 bits, found values of 32 bits.")
-        return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=-1)
-    if upright.mode == "F":
-        raise DataError("expected pixels of 8 or 16 bits, found floating-point values.")
-    return np.asarray(upright.convert("RGB"))
+def upright(image: torch.Tensor, orientation: int) -> torch.Tensor:
+    """Turns an image `[C, H, W]` as the orientation of EXIF says, 1 to 8; any other number changes nothing."""
+    if orientation in (5, 7):
+        image = image.transpose(-2, -1)
+    if orientation in (3, 6, 7, 8):
+        return torch.rot90(image, {3: 2, 6: -1, 7: 2, 8: 1}[orientation], dims=(-2, -1))
+    return image.flip({2: -1, 4: -2}[orientation]) if orientation in (2, 4) else image
+
+
+def compact(image: torch.Tensor) -> torch.Tensor:
+    """Returns an image `[3, H, W]` that holds on to no more memory than its own, the bytes of a pixel side by side."""
+    return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def resize_and_crop(image: torch.Tensor, size: int) -> torch.Tensor:
@@ -36,19 +41,45 @@ def resize_and_crop(image: torch.Tensor, size: int) -> torch.Tensor:
     height, width = image.shape[-2:]
     if (height, width) == (size, size):
         return image
+    if max(height, width) > _LONGEST * max(min(height, width), 2):
+        image = _middle(image)
     if min(height, width) != size:
         image = _resize(image, [size])
-    middle: torch.Tensor = transforms.center_crop(image, [size, size])
-    return middle
+    if image.shape[-2:] != (size, size):
+        image = transforms.center_crop(image, [size, size])
+    return image
+
+
+def shrink(image: torch.Tensor, need: Need) -> torch.Tensor:
+    """Shrinks an image that has many more pixels than are needed, all of it."""
+    height, width = image.shape[-2:]
+    reduction = need.reduction(width, height)
+    return _resize(image, [max(1, height // reduction), max(1, width // reduction)]) if reduction > 1 else image
+
+
+def to_jpeg(image: torch.Tensor, size: int) -> bytes:
+    """Writes an image `[3, H, W]` as a JPEG of at most `size` pixels along its longer side."""
+    height, width = image.shape[-2:]
+    if max(height, width) > size:
+        factor = size / max(height, width)
+        image = _resize(image, [max(1, round(height * factor)), max(1, round(width * factor))])
+    file = BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue()
+
+
+def need_of_random_crop(size: int, step: Augmentation) -> Need:
+    """Returns what leaves no part that `random_resized_crop` may cut with fewer than `size` pixels along a side."""
+    return of_random_part(size, math.sqrt(_LEAST_RATIO * max(_least_area(step), 1e-6)))
 
 
 def random_resized_crop(image: torch.Tensor, size: int, step: Augmentation, rng: np.random.Generator) -> torch.Tensor:
     """Cuts a random part with a side ratio of 3:4 to 4:3 and resizes it to a square."""
-    least = step.arguments[0] if step.arguments else _LEAST_AREA
+    least = _least_area(step)
     height, width = image.shape[-2:]
     for _ in range(10):  # a drawn rectangle may not fit; torchvision also tries ten times
         area = rng.uniform(least, 1.0) * height * width
-        ratio = float(np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3))))
+        ratio = float(np.exp(rng.uniform(np.log(_LEAST_RATIO), -np.log(_LEAST_RATIO))))
         wide, high = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < wide <= width and 0 < high <= height:
             top, left = rng.integers(0, height - high + 1), rng.integers(0, width - wide + 1)
@@ -71,10 +102,23 @@ def augment(image: torch.Tensor, step: Augmentation, rng: np.random.Generator) -
     return augmented
 
 
+def _least_area(step: Augmentation) -> float:
+    return step.arguments[0] if step.arguments else _LEAST_AREA
+
+
 def _randaugment_arguments(arguments: tuple[float, ...]) -> tuple[int, int]:
     operations = arguments[0] if arguments else _OPERATIONS
     magnitude = arguments[1] if len(arguments) > 1 else _MAGNITUDE
     return int(operations), int(magnitude)
+
+
+def _middle(image: torch.Tensor) -> torch.Tensor:
+    """Cuts the ends of a long strip off, so that the shape of what is resized stays within bounds."""
+    height, width = image.shape[-2:]
+    keep = _LONGEST * max(min(height, width), 2)
+    # As many on either side, for the middle to stay where it is.
+    top, left = (max(0, side - keep) // 2 for side in (height, width))
+    return image[..., top : height - top, left : width - left]
 
 
 def _resize(image: torch.Tensor, size: list[int]) -> torch.Tensor:

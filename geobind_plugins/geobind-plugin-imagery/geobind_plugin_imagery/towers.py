@@ -60,7 +60,8 @@ class ImageTower(nn.Module):
         self.register_buffer("std", torch.tensor(resolved.std).view(1, 3, 1, 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        embedding = self.visual((pixels.float() / 255 - self.mean) / self.std)
+        channels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        embedding = self.visual((channels / 255 - self.mean) / self.std)
         # Some towers return (pooled, tokens).
         pooled: torch.Tensor = embedding[0] if isinstance(embedding, tuple) else embedding
         return pooled

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from geobind_core.cli.cache import cache
+from geobind_core.cli.common import AsJson, Assignments, ChainFile, Disabled, load_plugins, print_json, print_table, say
+from geobind_core.cli.data import data
 from geobind_core.errors import EXIT_FAILURE, EXIT_INTERRUPTED, ConfigError, GeoBindError, PluginError
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from geobind_core.plugins.manager import PluginManager
 
 _SECONDS_TO_SPEAK = 5.0
 
@@ -44,19 +41,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: importing what draws the boxes takes twice as long as all the rest
 )
 
-cache = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache, name="cache", help="List and remove stored embeddings of frozen encoders.")
-
-ChainFile = Annotated[Path, typer.Argument(metavar="CHAIN", help="The chain: a YAML file.")]
-Assignments = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Change one value, such as stages.audio.epochs=3."),
-]
-Disabled = Annotated[
-    list[str] | None,
-    typer.Option("--disable-plugin", metavar="NAME", help="Do not import this entry point or distribution."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app.add_typer(data, name="data", help="Look at data, and prepare it for training.")
 
 
 @app.command()
@@ -78,12 +64,12 @@ def run(
     from geobind_core.progress import Reporter
     from geobind_core.training.interrupts import terminated_as_interrupted
 
-    loaded = load_chain(chain, _plugins(disable_plugin), assignments or [])
+    loaded = load_chain(chain, load_plugins(disable_plugin), assignments or [])
     folder = RunFolder(out or Path("runs") / loaded.name)
     if dry_run:
         plans = make_plan(loaded, folder, until)
         if as_json:
-            _print_json(
+            print_json(
                 [
                     {
                         "stage": p.name,
@@ -97,13 +83,13 @@ def run(
                 ]
             )
         else:
-            _print(plan_table(plans))
+            print_table(plan_table(plans))
         return
     reporter = Reporter()
     with terminated_as_interrupted():
         metrics = run_chain(loaded, folder, reporter, until)
     if metrics is not None:
-        _print_json(metrics) if as_json else _print(metrics_table(metrics))
+        print_json(metrics) if as_json else print_table(metrics_table(metrics))
         reporter.say(f"space: {folder.space}\nreport: {folder.report}")
 
 
@@ -115,7 +101,7 @@ def init(
     from geobind_core.config.default import write_default
 
     write_default(path)
-    _say(f"wrote {path}; next: geobind run {path}")
+    say(f"wrote {path}; next: geobind run {path}")
 
 
 @app.command()
@@ -123,8 +109,8 @@ def validate(chain: ChainFile, assignments: Assignments = None, disable_plugin: 
     """Check a chain file. Everything that is wrong with it is shown."""
     from geobind_core.chain.resolve import load_chain
 
-    loaded = load_chain(chain, _plugins(disable_plugin), assignments or [])
-    _say(f"{chain}: valid; {len(loaded.stages)} stages, {len(loaded.modalities)} modalities")
+    loaded = load_chain(chain, load_plugins(disable_plugin), assignments or [])
+    say(f"{chain}: valid; {len(loaded.stages)} stages, {len(loaded.modalities)} modalities")
 
 
 @app.command()
@@ -132,7 +118,7 @@ def schema(disable_plugin: Disabled = None) -> None:
     """Print the JSON Schema of chain files. It has the settings of all installed plugins."""
     from geobind_core.chain.schema import chain_schema
 
-    _print_json(chain_schema(_plugins(disable_plugin)))
+    print_json(chain_schema(load_plugins(disable_plugin)))
 
 
 @app.command()
@@ -140,10 +126,10 @@ def plugins(disable_plugin: Disabled = None, as_json: AsJson = False) -> None:
     """List the installed plugins. Shows what they provide, and what is wrong with them."""
     from geobind_core.display import plugin_rows, plugin_table
 
-    manager = _plugins(disable_plugin)
+    manager = load_plugins(disable_plugin)
     manager.load_all()
     rows = plugin_rows(manager)
-    _print_json(rows) if as_json else _print(plugin_table(rows))
+    print_json(rows) if as_json else print_table(plugin_table(rows))
 
 
 @app.command("eval")
@@ -163,60 +149,9 @@ def evaluate(
     folder, reporter = RunFolder(run_folder), Reporter()
     base = folder.chain_base()
     with folder.locked():
-        loaded = load_chain(folder.chain, _plugins(disable_plugin), base=base)
+        loaded = load_chain(folder.chain, load_plugins(disable_plugin), base=base)
         metrics = measure(loaded, folder, DataSets(loaded, reporter), reporter, again=True)
-    _print_json(metrics) if as_json else _print(metrics_table(metrics))
-
-
-@cache.command("path")
-def cache_path() -> None:
-    """Print the cache's folder."""
-    from geobind_core.data.cache_entries import cache_root
-
-    _say(str(cache_root()))
-
-
-@cache.command("list")
-def cache_list(as_json: AsJson = False) -> None:
-    """List what is stored, the last used first."""
-    from geobind_core.data.cache_entries import cache_root, list_entries
-    from geobind_core.display import cache_rows, cache_table
-
-    root = cache_root()
-    rows = cache_rows(list_entries(root))
-    _print_json(rows) if as_json else _print(cache_table(rows, root))
-
-
-@cache.command("prune")
-def cache_prune(
-    older_than: Annotated[
-        float | None, typer.Option(metavar="DAYS", help="Remove what was not used for so many days.")
-    ] = None,
-    max_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Remove the longest unused until the rest fits, as in 10GiB.")
-    ] = None,
-    modality: Annotated[str | None, typer.Option(metavar="NAME", help="Remove this modality's only.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed; do nothing.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Remove some of it or all. It is computed again when needed."""
-    from geobind_core.data.cache_entries import cache_root
-    from geobind_core.data.cache_prune import parse_size, prune
-    from geobind_core.display import cache_rows, cache_table, entries_text
-
-    root, size = cache_root(), None if max_size is None else parse_size(max_size)
-    pruned = prune(
-        root, older_than=older_than, max_size=size, modality=modality, everything=everything, dry_run=dry_run
-    )
-    rows = cache_rows(pruned.entries)
-    if as_json:
-        _print_json({"removed": rows, "leftovers": pruned.leftovers, "dry_run": dry_run})
-        return
-    if rows:
-        _print(cache_table(rows, root))
-    leftovers = f" and {pruned.leftovers} leftovers of killed processes" if pruned.leftovers else ""
-    _say(f"{'would remove' if dry_run else 'removed'} {entries_text(rows)}{leftovers}")
+    print_json(metrics) if as_json else print_table(metrics_table(metrics))
 
 
 def _number_of_process() -> int:
@@ -228,7 +163,7 @@ def _version(value: bool) -> None:
     if value:
         from importlib.metadata import version
 
-        _say(f"geobind {version('geobind')}")
+        say(f"geobind {version('geobind')}")
         raise typer.Exit
 
 
@@ -239,28 +174,6 @@ def _main(
     ] = False,
 ) -> None:
     pass
-
-
-def _plugins(disabled: list[str] | None) -> PluginManager:
-    from geobind_core.chain.builtin import plugin_manager
-
-    return plugin_manager(disabled or [])
-
-
-def _print(renderable: RenderableType) -> None:
-    from rich.console import Console
-
-    # A table that is piped into a file is not cut to the width of a terminal that is not there. What
-    # plugins and files say is no markup: a path in square brackets is not the end of some style.
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False, emoji=False).print(renderable)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
 
 
 def main() -> None:
@@ -288,7 +201,3 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILURE)
-
-
-if __name__ == "__main__":
-    main()

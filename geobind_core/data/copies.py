@@ -1,0 +1,133 @@
+"""Shards and tables that are elsewhere, copied into a folder of limited size when they are first needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+
+from filelock import FileLock
+
+from geobind_core.data.cache_entries import cache_root
+from geobind_core.data.remote import copy_to, shown, size_and_version
+from geobind_core.data.shard_file import ShardFile
+from geobind_core.errors import DataError
+
+_LOCK = ".lock"
+_UNFINISHED = ".part"
+_SECONDS_OF_A_USE = 30.0  # how exactly it is known which copy was used last
+_SECONDS_OF_A_FAILURE = 60.0
+_LONGEST_NAME = 100
+_BYTES_OF_TABLES = 16 * 2**30
+
+
+@dataclass(frozen=True)
+class Copies:
+    """A folder of copies; any number of processes may use it at the same time.
+
+    Args:
+        folder: The folder; nothing else may be in it.
+        limit: The bytes that it may take. What was not used for the longest time makes room.
+    """
+
+    folder: Path
+    limit: int
+    _failed: dict[str, tuple[float, DataError]] = field(default_factory=dict, compare=False, repr=False)
+
+    def path(self, file: ShardFile) -> Path:
+        """Returns where the copy of a file is, or will be; its name ends as the file's own does."""
+        return self.folder / f"{hashlib.sha256(file.identity()).hexdigest()[:32]}-{file.name[-_LONGEST_NAME:]}"
+
+    def open(self, file: ShardFile) -> FileIO:
+        """Opens the copy of a file, which is made first if there is none.
+
+        Raises:
+            DataError: It cannot be copied, or there is no room for it.
+        """
+        path = self.path(file)
+        while True:
+            try:
+                handle = FileIO(path)
+            except FileNotFoundError:
+                self._fetch(file, path)  # another process may remove it before it is opened: once more, then
+                continue
+            if time.time() - os.fstat(handle.fileno()).st_mtime > _SECONDS_OF_A_USE:
+                with suppress(PermissionError):  # another user's
+                    os.utime(handle.fileno())
+            return handle
+
+    def _fetch(self, file: ShardFile, path: Path) -> None:
+        since, error = self._failed.get(file.location, (0.0, None))
+        if error is not None and time.monotonic() - since < _SECONDS_OF_A_FAILURE:
+            raise error  # or else each of its thousands of rows would wait for it
+        try:
+            with self._alone():
+                if not path.exists():  # or else another process has just made it
+                    self._make_room(file)
+                    self._copy(file, path)
+        except DataError as error:
+            self._failed[file.location] = time.monotonic(), error
+            raise
+        except OSError as error:
+            raise DataError(
+                f"files cannot be copied here: {error.strerror or error}.",
+                place=str(self.folder),
+                hint="Lower the data set's cache_gib, or set GEOBIND_CACHE to a folder with more room.",
+            ) from error
+
+    def _copy(self, file: ShardFile, path: Path) -> None:
+        unfinished = path.with_name(path.name + _UNFINISHED)
+        try:
+            copy_to(file.location, unfinished)
+            size = unfinished.stat().st_size
+            if size != file.size:
+                raise DataError(
+                    f"{size} bytes arrived of {file.size}: the file has changed, or the connection was lost.",
+                    place=shown(file.location),
+                    hint="Run the same command again.",
+                )
+            unfinished.replace(path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+
+    def _make_room(self, file: ShardFile) -> None:
+        if file.size > self.limit:
+            raise DataError(
+                f"the file has {file.size} bytes, more than all copies together may take, {self.limit}.",
+                place=shown(file.location),
+                hint="Raise the data set's cache_gib.",
+            )
+        for leftover in self.folder.glob(f"*{_UNFINISHED}"):  # only one process copies, and it is this one
+            leftover.unlink(missing_ok=True)
+        found = [(path, path.stat()) for path in self.folder.iterdir() if path.name != _LOCK]
+        copies = sorted((stat.st_mtime, stat.st_size, path) for path, stat in found)
+        taken = sum(size for _, size, _ in copies)
+        for _, size, path in copies:
+            if taken + file.size <= self.limit:
+                return
+            path.unlink(missing_ok=True)
+            taken -= size
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / _LOCK):
+            yield
+
+
+def local_table(url: str) -> Path:
+    """Returns a copy on this machine of a table at an address, a new one if the table has changed.
+
+    Raises:
+        DataError: It cannot be copied.
+    """
+    size, version = size_and_version(url)
+    file, copies = ShardFile(url, size, 0, version), Copies(cache_root() / "tables", _BYTES_OF_TABLES)
+    copies.open(file).close()
+    return copies.path(file)
