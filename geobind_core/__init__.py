@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from geobind_core.plugins.modality import Preview as Preview
     from geobind_core.plugins.source import Observations as Observations
     from geobind_core.plugins.source import Progress as Progress
+    from geobind_core.plugins.source import Reference as Reference
     from geobind_core.plugins.source import Source as Source
     from geobind_core.plugins.source import SourceConfig as SourceConfig
     from geobind_core.plugins.stage_kind import StageContext as StageContext
@@ -53,6 +54,7 @@ _HOMES = {
     "Observations": "plugins.source",
     "Preview": "plugins.modality",
     "Progress": "plugins.source",
+    "Reference": "plugins.source",
     "Source": "plugins.source",
     "SourceConfig": "plugins.source",
     "Space": "space.space",

@@ -36,6 +36,7 @@ PUBLIC = [
     "Observations",
     "Preview",
     "Progress",
+    "Reference",
     "Source",
     "SourceConfig",
     "Space",

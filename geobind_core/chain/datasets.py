@@ -35,6 +35,8 @@ class DataSets:
             source = self.chain.sources[name]
             with self.reporter.task(f"data {name}", 1, "places") as task:
                 source.prepare(_Forward(task))
+            for note in source.notes():
+                self.reporter.warn(f"data {name}: {note}")
             self._opened[name] = PairedData(name, source.observations(), source.config)
             # What was needed for reading is more than the table takes, and is kept for the next table.
             for pool in (pa.default_memory_pool(), pa.system_memory_pool()):

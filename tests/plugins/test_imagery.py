@@ -1,6 +1,5 @@
 """The image and text towers against open_clip itself, and images as users have them."""
 
-import io
 import json
 import pickle
 import shutil
@@ -17,7 +16,6 @@ from geobind_plugin_imagery.images import GroundImage, Image, Satellite
 from geobind_plugin_imagery.text import Text
 from geobind_plugin_imagery.towers import resolve
 from open_clip.pretrained import get_pretrained_cfg
-from PIL import Image as Pillow
 from safetensors.torch import save_file
 
 from geobind_core import Augmentation, DataError, WeightsError
@@ -349,7 +347,7 @@ def test_init_from_another_network_is_refused(
     assert "same model" in raised.value.hint
 
 
-# ---------------------------------------------------------------------- images as users have them
+# ---------------------------------------------------------------------- text and images
 
 
 @pytest.fixture
@@ -357,99 +355,15 @@ def modality(clip_architecture: dict[str, Any]) -> Satellite:
     return Satellite(ImageConfig(model=clip_architecture))
 
 
-def encoded(image: Pillow.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def test_colours_survive_every_mode(modality: Satellite, tmp_path: Path) -> None:
-    colour = (200, 100, 40)
-    plain = Pillow.new("RGB", (20, 10), colour)
-    forms = {
-        "PNG": encoded(plain, "PNG"),
-        "RGBA": encoded(plain.convert("RGBA"), "PNG"),
-        "palette": encoded(plain.convert("P", palette=Pillow.Palette.ADAPTIVE), "PNG"),
-        "TIFF": encoded(plain, "TIFF"),
-        "WebP": encoded(plain, "WEBP", lossless=True),
-        "JPEG": encoded(plain, "JPEG", quality=95),
-        "CMYK JPEG": encoded(plain.convert("CMYK"), "JPEG", quality=95),
-    }
-    for name, content in forms.items():
-        found = modality.read(content)
-        assert found.dtype == torch.uint8
-        assert found.shape == (3, 10, 20), name
-        assert (found.float().mean((1, 2)) - torch.tensor(colour)).abs().max() < 4, name
-    # Where a pixel is transparent, its colour is what counts.
-    clear = Pillow.new("RGBA", (4, 4), (*colour, 0))
-    assert modality.read(encoded(clear, "PNG"))[:, 0, 0].tolist() == list(colour)
-
-
-def test_grey_images(modality: Satellite) -> None:
-    for mode, value, expected in (("L", 90, 90), ("1", 1, 255), ("LA", (90, 128), 90)):
-        found = modality.read(encoded(Pillow.new(mode, (5, 5), value), "PNG"))
-        assert found.shape == (3, 5, 5)
-        assert found.unique().tolist() == [expected], mode
-    assert modality.read(np.full((5, 6), 70, np.uint8)).shape == (3, 5, 6)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bits_are_scaled_and_not_cut_off(modality: Satellite, kind: str) -> None:
-    ramp = np.linspace(0, 65_535, 256, dtype=np.uint16).reshape(16, 16)
-    found = modality.read(encoded(Pillow.fromarray(ramp), kind))
-    assert found.shape == (3, 16, 16)
-    assert torch.equal(found[0].flatten().int(), torch.from_numpy((ramp >> 8).astype(np.int32)).flatten())
-    assert torch.equal(found[0], found[1])
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_other_numbers_are_refused_and_not_guessed_at(modality: Satellite, dtype: Any) -> None:
-    values = np.full((8, 8), 70_000, dtype=dtype)
-    with pytest.raises(DataError, match="expected pixels of 8 or 16 bits"):
-        modality.read(encoded(Pillow.fromarray(values), "TIFF"))
-    with pytest.raises(DataError, match=r"expected an array \[H, W, 3\] of uint8"):
-        modality.read(values)
-
-
-def test_photos_are_upright(modality: Satellite) -> None:
-    upright = Pillow.new("RGB", (40, 20), (0, 0, 0))
-    upright.paste((250, 250, 250), (0, 0, 40, 5))  # a bright sky
-    lying = upright.transpose(Pillow.Transpose.ROTATE_90)  # as the camera was held
-    exif = Pillow.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
-    found = modality.read(encoded(lying, "JPEG", quality=95, exif=exif))
-    assert found.shape == (3, 20, 40)
-    assert found[:, :4].float().mean() > 200
-    assert found[:, 8:].float().mean() < 50
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (3, 500), (500, 3), (32, 32), (31, 33), (200, 100)])
-def test_every_size_becomes_the_networks(modality: Satellite, shape: tuple[int, int]) -> None:
-    rng = np.random.default_rng(0)
-    sample = modality.read(rng.integers(0, 256, (*shape, 3), dtype=np.uint8))
-    plain = modality.transform(sample, train=False, rng=rng)
-    assert (plain.shape, plain.dtype) == ((3, 32, 32), torch.uint8)
-    augmented = modality.with_augment([Augmentation("random_resized_crop", (0.3,)), Augmentation("randaugment")])
-    found = augmented.transform(sample, train=True, rng=rng)
-    assert (found.shape, found.dtype) == ((3, 32, 32), torch.uint8)
-
-
-def test_resizing_is_open_clips(modality: Satellite, world: Any) -> None:
-    """Against open_clip's own transform, which resizes Pillow images."""
-    from open_clip.transform import image_transform
-
-    theirs = image_transform(32, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))
-    for row in world.rows[:4]:
-        with Pillow.open(world.folder / row["ground_image"]) as photo:
-            expected = theirs(photo) * 255
-            found = modality.transform(modality.read(photo), train=False, rng=np.random.default_rng(0))
-        assert (found.float() - expected).abs().max() <= 2, "rounding, and no more"
-
-
-@pytest.mark.parametrize("cell", [3, None, 2.5, [1, 2]])
-def test_what_is_no_image(modality: Satellite, cell: Any) -> None:
-    with pytest.raises(DataError, match="expected a path, bytes, a PIL image or an array"):
-        modality.read(cell)
+def test_batches_are_in_order_whatever_the_memory_is(modality: Satellite) -> None:
+    samples = [modality.read(np.full((40, 50, 3), i, np.uint8)) for i in range(3)] + [some_pixels(1)[0]]
+    batch = modality.collate([modality.transform(s, train=False, rng=np.random.default_rng(0)) for s in samples])
+    assert (batch.shape, batch.dtype) == ((4, 3, 32, 32), torch.uint8)
+    assert batch[:3, 0, 0, 0].tolist() == [0, 1, 2]
+    assert torch.equal(batch[3], some_pixels(1)[0])
+    tower = modality.build_encoder().eval()
+    with torch.no_grad():
+        assert torch.equal(tower(batch), tower(batch.contiguous()))
 
 
 def test_texts(clip_architecture: dict[str, Any]) -> None:

@@ -77,7 +77,7 @@ class Mp3:
         starts: `[F]` where frames start in the file.
         ends: `[F]` where they end.
         skip: Samples that encoder and decoder put in front of the recording.
-        length: Samples of the recording itself.
+        length: Samples of the recording itself; none where not even one frame is whole.
     """
 
     kind: _Kind
@@ -134,8 +134,7 @@ def find_frames(file: BinaryIO, *, search: bool = False) -> Mp3 | None:
     kind = None if offset is None else _kind(head, offset)
     if offset is None or kind is None:
         return None
-    starts, ends = _walk(file, start + offset, kind)
-    return _counted(file, kind, starts, ends) if starts else None
+    return _counted(file, kind, *_walk(file, start + offset, kind))
 
 
 def _kind(data: bytes, at: int) -> _Kind | None:
@@ -201,10 +200,12 @@ def _next_frame(data: bytes, start: int, wanted: _Kind | None) -> int | None:
     return None
 
 
-def _counted(file: BinaryIO, kind: _Kind, starts: list[int], ends: list[int]) -> Mp3 | None:
+def _counted(file: BinaryIO, kind: _Kind, starts: list[int], ends: list[int]) -> Mp3:
     """Puts aside the frame that only describes the others, and with it what the encoder added."""
-    file.seek(starts[0])
-    frame = file.read(ends[0] - starts[0])
+    frame = b""
+    if starts:
+        file.seek(starts[0])
+        frame = file.read(ends[0] - starts[0])
     tag = frame[4 + kind.side_bytes :]
     skip, length = 0, len(starts) * kind.samples
     if tag[:4] in (b"Xing", b"Info") or frame[36:40] == b"VBRI":
@@ -214,9 +215,7 @@ def _counted(file: BinaryIO, kind: _Kind, starts: list[int], ends: list[int]) ->
             skip = delay + _DECODER_DELAY
             end = said * kind.samples - padding + _DECODER_DELAY
             length = (min(end, length) if said >= len(starts) else length) - skip
-    if length <= 0:
-        return None
-    return Mp3(kind, np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64), skip, length)
+    return Mp3(kind, np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64), skip, max(0, length))
 
 
 def _added(tag: bytes) -> tuple[int, int, int | None]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from io import BytesIO
+from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -186,7 +185,7 @@ def _of_file(source: Path | bytes) -> Recording:
                 with soundfile.SoundFile(file) as sound:
                     form = f"{sound.format} {sound.subtype}"
                     recording = Recording(source, sound.samplerate, sound.channels, sound.frames, form)
-            except (soundfile.LibsndfileError, TypeError) as error:
+            except soundfile.LibsndfileError as error:
                 mp3 = find_frames(file, search=True)
                 if mp3 is None:
                     raise DataError(
@@ -207,20 +206,18 @@ def _without_end(content: bytes) -> bytes:
     return content[:at] + bytes((content[at] | 15,)) + b"\xff" * 4 + content[at + 5 :]
 
 
-@contextmanager
-def _file(source: Path | bytes | npt.NDArray[np.float32]) -> Iterator[BinaryIO]:
-    """Opens a file without its name: what is in it decides what it is."""
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            yield file
-    else:
-        yield BytesIO(cast(bytes, source))
+class _Nameless(BufferedReader):
+    """A file that soundfile cannot take for raw samples because of its name: what is in it decides what it is."""
+
+    name = ""
 
 
-def _reason(error: Exception) -> str:
+def _file(source: Path | bytes | npt.NDArray[np.float32]) -> BinaryIO:
+    return _Nameless(FileIO(source)) if isinstance(source, Path) else BytesIO(cast(bytes, source))
+
+
+def _reason(error: soundfile.LibsndfileError) -> str:
     """Returns what libsndfile says, which is nothing sometimes."""
-    if not isinstance(error, soundfile.LibsndfileError):  # soundfile's own, of a file that is named .raw
-        return str(error)
     return (error.error_string or f"libsndfile's error {error.code}").strip().rstrip(".")
 
 
