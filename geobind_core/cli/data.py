@@ -111,11 +111,48 @@ def pack(
     print_json(packed_as_json(packed, out)) if as_json else say(packed_as_text(packed, out))
 
 
+@data.command("split")
+def split(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A .csv, .tsv or .parquet file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The table to write, with a column more.")],
+    by: Annotated[str, typer.Option(help="hash: of the key; blocks: of the part of the Earth.")] = "hash",
+    test: Annotated[float, typer.Option(help="Share of rows, or of blocks, that is held out.")] = 0.1,
+    validation: Annotated[float, typer.Option(help="Share of rows, or of blocks, for validation.")] = 0.0,
+    block_km: Annotated[float, typer.Option(help="blocks: side of a block in kilometres.")] = 100.0,
+    buffer_km: Annotated[
+        float, typer.Option(help="blocks: rows closer than this to a held-out place are in no split.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Another seed makes another division.")] = 0,
+    column: Annotated[str, typer.Option(help="Name of the new column.")] = "split",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the table, such as key=id or longitude=x."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Divide a table into train, validation and test. Writes it again with a column that says so."""
+    from dataclasses import asdict
+
+    from geobind_core.config import overrides
+    from geobind_core.config.document import Document
+    from geobind_core.data_tools.show import division_as_text
+    from geobind_core.data_tools.split import split_table
+
+    shares = {"test": test, "validation": validation, "block_km": block_km, "buffer_km": buffer_km}
+    given = Document(table, {"split": {"by": by, "seed": seed, **shares}})
+    for assignment in settings or []:
+        overrides.apply(given, assignment)
+    division = split_table(table, out, column, given.data)
+    print_json(asdict(division)) if as_json else say(division_as_text(division, out, column))
+
+
 @data.command("synth")
 def synth(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
     places: Annotated[int | None, typer.Option(min=1, help="How many places; default: 5000.")] = None,
-    held_out: Annotated[int | None, typer.Option(min=0, help="How many of them are for testing; default: a fifth.")] = None,
+    held_out: Annotated[
+        int | None, typer.Option(min=0, help="How many of them are for testing; default: a fifth.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Another seed is another planet.")] = None,
     settings: Annotated[
         list[str] | None,

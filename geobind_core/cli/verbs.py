@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from geobind_core.cli.cache import cache
 from geobind_core.cli.common import AsJson, Assignments, ChainFile, Disabled, load_plugins, print_json, print_table, say
 from geobind_core.cli.data import data
+from geobind_core.cli.plugins import plugins
 from geobind_core.errors import EXIT_FAILURE, EXIT_INTERRUPTED, ConfigError, GeoBindError, PluginError
 
 _SECONDS_TO_SPEAK = 5.0
@@ -43,6 +44,7 @@ app = typer.Typer(
 
 app.add_typer(cache, name="cache", help="List and remove stored embeddings of frozen encoders.")
 app.add_typer(data, name="data", help="Look at data, and prepare it for training.")
+app.add_typer(plugins, name="plugins")
 
 
 @app.command()
@@ -121,17 +123,6 @@ def schema(disable_plugin: Disabled = None) -> None:
     print_json(chain_schema(load_plugins(disable_plugin)))
 
 
-@app.command()
-def plugins(disable_plugin: Disabled = None, as_json: AsJson = False) -> None:
-    """List the installed plugins. Shows what they provide, and what is wrong with them."""
-    from geobind_core.display import plugin_rows, plugin_table
-
-    manager = load_plugins(disable_plugin)
-    manager.load_all()
-    rows = plugin_rows(manager)
-    print_json(rows) if as_json else print_table(plugin_table(rows))
-
-
 @app.command("eval")
 def evaluate(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
@@ -181,6 +172,8 @@ def main() -> None:
     # Idle threads sleep instead of spinning: on two cores with anything else to do, spinning made a
     # step of small networks more than twice as slow, and on idle cores it gains a tenth at most.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Tables are read once and then kept; pyarrow's own allocator keeps what reading took as well.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     try:
         try:
             app()

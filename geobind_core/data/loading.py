@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from geobind_core.config.models import LoaderConfig
 from geobind_core.data.order import Order, epoch_order
 from geobind_core.data.paired import Rows
-from geobind_core.data.samples import BadSample, SampleReader, size_in_memory
+from geobind_core.data.samples import BadSample, SampleReader, is_decoded_later, size_in_memory
 from geobind_core.data.workers import BatchLoader, start_worker
 
 _PREFETCH = 4
@@ -200,20 +200,23 @@ class _BatchDataset(Dataset[dict[str, Any]]):
         return self._ready(reader, rows, request.epoch)
 
     def _ready(self, reader: SampleReader, rows: list[int], epoch: int) -> list[Any]:
-        def ready(row: int) -> tuple[Any, Any]:
+        def read(row: int) -> tuple[Any, Any]:
             decoded = reader.read(row)
-            return decoded, reader.finish(decoded, row, epoch)
+            # Other transforms stay in one thread: they may use torch's own generator, which all threads share.
+            return decoded, reader.finish(decoded, row, epoch) if is_decoded_later(decoded) else None
 
         if self.threads > 1:
-            # Decoders release the interpreter's lock, so threads decode side by side; some do so in `transform`.
+            # Decoders release the interpreter's lock, so threads decode side by side.
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.threads)
-            pairs = list(self._pool.map(ready, rows))
+            found = list(self._pool.map(read, rows))
         else:
-            pairs = [ready(row) for row in rows]
-        for row, (decoded, _) in zip(rows, pairs, strict=True):
+            found = [read(row) for row in rows]
+        samples = []
+        for row, (decoded, sample) in zip(rows, found, strict=True):
             reader.keep(row, decoded)
-        return [sample for _, sample in pairs]
+            samples.append(sample if is_decoded_later(decoded) else reader.finish(decoded, row, epoch))
+        return samples
 
 
 def batches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -143,8 +144,13 @@ def describe(error: BaseException) -> str:
     return text if isinstance(error, DataError) else f"{type(error).__name__}: {text}"
 
 
+def is_decoded_later(sample: Any) -> bool:
+    """Whether `transform` is what decodes a sample, each time anew, so that there is nothing to keep of it."""
+    return bool(getattr(sample, "nbytes", 0) == math.inf)
+
+
 def size_in_memory(sample: Any) -> float:
-    """Estimates the bytes that a decoded sample takes: infinitely many where `transform` is what decodes it."""
+    """Estimates the bytes that a decoded sample takes: infinitely many if it is decoded later."""
     if hasattr(sample, "nbytes"):
         return float(sample.nbytes)
     if hasattr(sample, "getbands"):  # a PIL image

@@ -15,7 +15,7 @@ from geobind_core.errors import DataError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _PARQUET = (".parquet", ".geoparquet", ".pq")
-_COMPRESSED = (".gz", ".bz2", ".zst")
+COMPRESSED = (".gz", ".bz2", ".zst")
 _ROWS_AT_A_TIME = 65_536
 _RELATIVE = "Relative paths start at the chain file's folder."
 
@@ -56,7 +56,7 @@ def delimiter_of(path: Path) -> str | None:
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = suffixes[-1] if suffixes else ""
-    if suffix in _COMPRESSED and len(suffixes) > 1:
+    if suffix in COMPRESSED and len(suffixes) > 1:
         suffix = suffixes[-2]
     if suffix not in _DELIMITERS and suffix not in _PARQUET:
         raise DataError(f"expected a table (.csv, .tsv or .parquet), found '{suffix or 'no suffix'}'.", place=str(path))

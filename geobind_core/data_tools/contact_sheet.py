@@ -86,6 +86,9 @@ def _drawn(opened: OpenedData, name: str, row: int) -> Image.Image:
     if any(value is None for value in values):
         return Image.new("RGB", _CELL, _TABLE)
     try:
-        return draw_preview(modality.preview(cell, size=max(_CELL)), _CELL)
+        preview = modality.preview(cell, size=max(_CELL))
+        if preview is None and isinstance(cell, tuple | list) and all(isinstance(v, str | int | float) for v in cell):
+            return draw_text("\n".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in cell), _CELL)
+        return draw_preview(preview, _CELL)
     except Exception as error:  # decoders raise what they like
         return draw_text(describe(error), _CELL, size=12, colour=WRONG)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from geobind_core.data_tools.inspect import FieldReport, Inspection, Problems, Range
 from geobind_core.data_tools.pack import REPORT, Packed, report_of
+from geobind_core.data_tools.split import Division
 from geobind_core.progress import readable_size
 
 
@@ -156,3 +157,12 @@ def _for_chain(name: str, settings: dict[str, Any]) -> str:
     document = {"data": {known if known[:1].isalpha() else f"data-{known}": settings}}
     written = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
     return f"To use it in a chain, less the fields that the chain has no modality for:\n\n{written}"
+
+
+def division_as_text(division: Division, out: Path, column: str) -> str:
+    """Returns how a table was divided, and how to use it."""
+    counts = ", ".join(f"{name} {count:,}" for name, count in division.rows.items() if count or name != "none")
+    near = division.nearest_km
+    distance = "" if near is None else f"the nearest held-out and training places are {near:.3g} km apart\n"
+    use = f"in a chain: split: {{by: column, column: {column}}}"
+    return f"wrote {out}: {counts.replace('none', 'in no split')}\n{distance}{use}"

@@ -19,7 +19,7 @@ from geobind_core.data.geography import nearest_km
 from geobind_core.data.paired import PairedData
 from geobind_core.data.splits import CODES
 from geobind_core.data.table import Table, TableConfig
-from geobind_core.data.table_files import delimiter_of, read_table
+from geobind_core.data.table_files import COMPRESSED, delimiter_of, read_table
 from geobind_core.errors import ConfigError, DataError, raise_all
 from geobind_core.files import replacing_file
 
@@ -59,8 +59,9 @@ def split_table(path: Path, out: Path, column: str, settings: Mapping[str, Any])
         raise
     data = PairedData(path.stem, Table(config, Path()).observations(), config)
     names = data.split_names()
-    # A compressed name would promise what is not written.
-    delimiter = delimiter_of(out if out.suffix not in (".gz", ".bz2", ".zst") else Path(out.suffix))
+    delimiter = delimiter_of(out)
+    if out.suffix.lower() in COMPRESSED:
+        raise DataError("tables are written uncompressed.", place=str(out), hint=f"Name it {out.stem}.")
     as_written = _as_written(path, config, as_text=delimiter is not None)
     if column in as_written.column_names:
         raise DataError(f"there is a column '{column}' already.", place=str(path), hint="Name another: --column.")

@@ -182,6 +182,10 @@ class Modality(Generic[ConfigT]):
     def read(self, cell: Any) -> Any:
         """Decodes one cell of a table: a path, bytes, a string, numbers, or a tuple of columns.
 
+        Of something long, of which `transform` chooses a part, return an object that knows where it is, with
+        `nbytes = math.inf`. Then `transform` decodes, in the same thread or process, and the engine does not
+        take the object for a decoded sample that it could keep in memory.
+
         Raises:
             DataError, OSError, ValueError: The cell cannot be read; the row is counted as bad.
         """

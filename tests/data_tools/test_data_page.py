@@ -27,8 +27,9 @@ def test_commands_of_the_page(geobind: Any, tmp_path: Path) -> None:
             assert done.returncode == 0, f"{line}\n{done.stderr}"
             ran.append((arguments, done))
     verbs = [arguments[1] for arguments, _ in ran if arguments[0] == "data"]
-    assert {"inspect", "pack", "synth"} <= set(verbs)
+    assert {"inspect", "pack", "split", "synth"} <= set(verbs)
     assert pyarrow.parquet.read_table(tmp_path / "survey/table.parquet").num_rows == 60
+    assert "test" in pyarrow.parquet.read_table(tmp_path / "survey/divided.parquet")["part"].to_pylist()
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size == (958, 1772)  # of 8 rows and 3 modalities
     inspected = [done.stdout.splitlines()[0] for arguments, done in ran if arguments[:2] == ["data", "inspect"]]

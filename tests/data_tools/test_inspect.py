@@ -74,6 +74,12 @@ class TestFound:
         assert (satellite["broken"]["checked"], satellite["broken"]["found"]) == (22, 2)
         assert [example[:4] for example in satellite["broken"]["examples"]] == ["004:", "005:"]
 
+    def test_a_recording_whose_header_is_well(self, geobind: Any, own_world: Any) -> None:
+        file = own_world.folder / own_world.rows[8]["audio"]
+        file.write_bytes(file.read_bytes()[:120])
+        audio = inspected(geobind, "world/table.csv", *FIELDS)["fields"]["audio"]
+        assert [example[:4] for example in audio["broken"]["examples"]] == ["008:"]
+
     def test_duplicates(self, geobind: Any, own_world: Any) -> None:
         rows, folder = own_world.rows, own_world.folder
         shutil.copy(folder / rows[1]["satellite"], folder / rows[2]["satellite"])

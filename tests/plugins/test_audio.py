@@ -1,6 +1,5 @@
 """The audio tower against transformers' own CLAP, and recordings as users have them."""
 
-import io
 import json
 import pickle
 import shutil

@@ -4,6 +4,7 @@ import io
 import json
 import random
 import re
+import resource
 import struct
 import subprocess
 import sys
@@ -299,12 +300,14 @@ def damaged(content: bytes, seed: int) -> bytes:
 
 
 def read_damaged(kind: str) -> dict[str, int]:
-    """Returns how many damaged recordings became samples, and how many of which errors."""
+    """Returns how many damaged recordings became samples, how many errors, and what memory they took at their peak."""
     torch.set_num_threads(1)
     noise = np.random.default_rng(5).normal(0, 0.05, (RATE * 4, 2)).astype(np.float32)
     good = encoded(tone(RATE, 4, 2) + noise, RATE, kind)
     modality = Audio(AudioConfig(model="geobind-tiny", sample_rate=RATE, seconds=1))
     outcomes: dict[str, int] = {}
+    sample_of(modality, good)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for seed in range(DAMAGES):
         try:
             sample_of(modality, damaged(good, seed), train=True)
@@ -312,6 +315,7 @@ def read_damaged(kind: str) -> dict[str, int]:
         except DataError:
             outcome = "DataError"
         outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    outcomes["KiB more"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return outcomes
 
 
@@ -321,6 +325,7 @@ def test_damage_gives_a_sample_or_an_error(kind: str) -> None:
     done = subprocess.run([sys.executable, __file__, kind], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout)
+    assert outcomes.pop("KiB more") < 32 * 1024
     assert set(outcomes) <= {"sample", "DataError"}
     assert sum(outcomes.values()) == DAMAGES
     assert outcomes["sample"] > DAMAGES / 3, "damage is survived where it can be"

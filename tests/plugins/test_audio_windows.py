@@ -188,7 +188,8 @@ class Listening(Audio):
     threads: ClassVar[set[str]] = set()
 
     def transform(self, sample: Any, *, train: bool, rng: np.random.Generator) -> torch.Tensor:
-        self.threads.add(threading.current_thread().name)
+        if isinstance(sample, Recording):
+            self.threads.add(threading.current_thread().name)
         return super().transform(sample, train=train, rng=rng)
 
 

@@ -101,15 +101,16 @@ def test_colours_survive_every_format_and_mode(modality: Satellite) -> None:
     assert modality.read(encoded(clear, "PNG"))[:, 0, 0].tolist() == list(COLOUR)
 
 
-def test_cmyk_that_is_not_inverted(modality: Satellite) -> None:
-    """Pillow inverts what has Adobe's marker; without it, ink is ink."""
-    content = encoded(Pillow.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
-    marker = content.index(b"\xff\xee")
-    length = struct.unpack(">H", content[marker + 2 : marker + 4])[0]
-    without = content[:marker] + content[marker + 2 + length :]
-    red, cyan = modality.read(content).float().mean((1, 2)), modality.read(without).float().mean((1, 2))
-    assert (red - torch.tensor([255.0, 0, 0])).abs().max() < 4
-    assert (cyan - torch.tensor([0.0, 0, 0])).abs().max() < 4 or (cyan - torch.tensor([0.0, 255, 255])).abs().max() < 4
+def test_cmyk_as_adobe_writes_it_and_as_others_do(modality: Satellite) -> None:
+    """Adobe's files hold what ink leaves of the light, and have a marker; without it, ink is ink."""
+    ink = (0, 255, 255, 0)
+    adobe = encoded(Pillow.new("CMYK", (16, 16), ink), "JPEG", quality=95)
+    inverted = encoded(Pillow.new("CMYK", (16, 16), tuple(255 - c for c in ink)), "JPEG", quality=95)
+    marker = inverted.index(b"\xff\xee")
+    length = struct.unpack(">H", inverted[marker + 2 : marker + 4])[0]
+    others = inverted[:marker] + inverted[marker + 2 + length :]
+    for content in (adobe, others):
+        assert (modality.read(content).float().mean((1, 2)) - torch.tensor([255.0, 0, 0])).abs().max() < 4
 
 
 def test_grey_images(modality: Satellite) -> None:
@@ -188,13 +189,13 @@ def test_every_size_becomes_the_networks(modality: Satellite, shape: tuple[int, 
 def test_resizing_is_open_clips(modality: Satellite, size: tuple[int, int]) -> None:
     image = photo(*size)
     for cell in (image, np.asarray(image), encoded(image, "PNG")):
-        assert difference(sample_of(modality, cell), expected_of(image)) <= 0.02, "rounding, and no more"
+        assert difference(sample_of(modality, cell), expected_of(image)) <= 0.05, "rounding, and no more"
     unread = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
     transformed = modality.transform(unread, train=False, rng=np.random.default_rng(0))
     assert torch.equal(transformed, sample_of(modality, image)), "of full size, it is as well"
 
 
-@pytest.mark.parametrize("side", [56, 100, 112, 150, 224, 300, 500, 1000])
+@pytest.mark.parametrize("side", [56, 101, 112, 113, 150, 224, 301, 500, 1000])
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
 def test_reading_less_makes_next_to_no_difference(modality: Satellite, side: int, kind: str) -> None:
     rng = np.random.default_rng(side)

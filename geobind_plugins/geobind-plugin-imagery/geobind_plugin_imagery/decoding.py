@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
 
 from geobind_core import DataError
 from geobind_plugin_imagery.jpeg import START, decode_jpeg, may_be_turned
 from geobind_plugin_imagery.needs import Need
-from geobind_plugin_imagery.pixels import upright
+from geobind_plugin_imagery.pixels import Picture
 from geobind_plugin_imagery.values import Range, to_bytes, usual_range
 
 # Of the formats that Pillow knows, those of images that people exchange. Others start programs, or hold no pixels.
@@ -32,9 +32,7 @@ _BITS = {"1": 1, "I": 32, "F": 32}
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode(
-    cell: Any, need: Need, bands: Sequence[int] | None = None, scale: Sequence[Range] | None = None
-) -> torch.Tensor:
+def decode(cell: Any, need: Need, bands: Sequence[int] | None = None, scale: Sequence[Range] | None = None) -> Picture:
     """Decodes an image, at a smaller size where that saves work and leaves enough.
 
     Args:
@@ -46,7 +44,7 @@ def decode(
         scale: The values that become 0 and 255, for all bands or for each.
 
     Returns:
-        `[3, H, W]` uint8, upright.
+        An image of three bands, upright.
 
     Raises:
         DataError: It is no image, or it is damaged, too large or has not what is asked for.
@@ -54,14 +52,14 @@ def decode(
     """
     source = _source(cell)
     if isinstance(source, Image.Image):
-        image = upright(_select(_values(source), bands, scale), _orientation(source))
+        picture = _picture(_select(_values(source), bands, scale)).upright(_orientation(source))
     elif driver := driver_of(head := head_of(source)):
         from geobind_plugin_imagery.rasters import read_raster  # GDAL takes a while to load
 
-        image = read_raster(source, driver, need, bands, scale)
+        picture = read_raster(source, driver, need, bands, scale)
     else:
-        image = _decode_file(source if isinstance(source, bytes) else source.read_bytes(), head, need, bands, scale)
-    return image if len(image) == 3 else image.expand(3, -1, -1)
+        picture = _decode_file(source if isinstance(source, bytes) else source.read_bytes(), head, need, bands, scale)
+    return picture if len(picture.pixels) == 3 else Picture(picture.pixels.expand(3, -1, -1), picture.extent)
 
 
 def describe(cell: Any) -> dict[str, str | int | float]:
@@ -134,12 +132,15 @@ def _opened(file: Path | BytesIO, head: bytes) -> Image.Image:
 
 def _decode_file(
     data: bytes, head: bytes, need: Need, bands: Sequence[int] | None, scale: Sequence[Range] | None
-) -> torch.Tensor:
-    values = decode_jpeg(data, need, 2 * (Image.MAX_IMAGE_PIXELS or 0)) if head.startswith(START) else None
-    if values is not None and not may_be_turned(data):
-        return _select(values, bands, scale)
+) -> Picture:
+    jpeg = decode_jpeg(data, need, 2 * (Image.MAX_IMAGE_PIXELS or 0)) if head.startswith(START) else None
+    if jpeg is not None:
+        values, height, width, reduction = jpeg
+        picture = Picture(_select(values, bands, scale), (height / reduction, width / reduction))
+        if not may_be_turned(data):
+            return picture
     with _opened(BytesIO(data), head) as image:
-        if values is None:
+        if jpeg is None:
             width, height = image.size
             reduction = need.reduction(width, height)
             try:
@@ -147,13 +148,20 @@ def _decode_file(
                 values = _values(image)
             except Exception as error:  # a decoder raises what it likes
                 raise _damaged(error) from error
-        return upright(_select(values, bands, scale), _orientation(image))
+            picture = _picture(_select(values, bands, scale))
+        return picture.upright(_orientation(image))
+
+
+def _picture(pixels: torch.Tensor) -> Picture:
+    return Picture(pixels, (pixels.shape[-2], pixels.shape[-1]))
 
 
 def _values(image: Image.Image) -> npt.NDArray[Any]:
     """Returns `[H, W]` of numbers of more than 8 bits, or else `[H, W, 3]`."""
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)
+    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow takes every file for one of Adobe's, which hold what ink leaves
     if image.mode == "I":  # what 16 bits are to some versions of Pillow
         values = np.asarray(image)
         fits = values.min() >= 0 and values.max() < 2**16

@@ -63,9 +63,12 @@ class Image(Modality[ImageConfig]):
         size, crop = self._size, self._random_crop()
         if crop is not None:
             need = pixels.need_of_random_crop(size, crop)
-            return pixels.compact(pixels.shrink(decode(cell, need, self.config.bands, self.config.scale), need))
-        image = decode(cell, of_middle_square(size), self.config.bands, self.config.scale)
-        return pixels.compact(pixels.resize_and_crop(image, size) if min(image.shape[-2:]) >= size else image)
+            return pixels.compact(pixels.shrink(decode(cell, need, self.config.bands, self.config.scale).pixels, need))
+        picture = decode(cell, of_middle_square(size), self.config.bands, self.config.scale)
+        image = picture.pixels
+        if min(image.shape[-2:]) >= size:
+            image = pixels.resize_and_crop(image, size, picture.extent)
+        return pixels.compact(image)
 
     def inspect(self, cell: Any) -> Mapping[str, str | int | float]:
         """Returns format, width, height, channels and bits, and where a georeferenced file lies."""
@@ -78,8 +81,8 @@ class Image(Modality[ImageConfig]):
         from geobind_plugin_imagery.decoding import decode
         from geobind_plugin_imagery.pixels import to_jpeg
 
-        image = decode(cell, Need(size, side="longer"), self.config.bands, self.config.scale)
-        return Preview("image/jpeg", to_jpeg(image, size))
+        picture = decode(cell, Need(size, side="longer"), self.config.bands, self.config.scale)
+        return Preview("image/jpeg", to_jpeg(picture.pixels, size))
 
     def transform(self, sample: torch.Tensor, *, train: bool, rng: np.random.Generator) -> torch.Tensor:
         """Resizes and crops to the tower's size, and augments when training."""

@@ -15,7 +15,7 @@ _SCAN = 0xDA
 _COLOURS = ("YCbCr", "RGB", "Gray")
 
 
-def decode_jpeg(data: bytes, need: Need, most_pixels: int) -> npt.NDArray[np.uint8] | None:
+def decode_jpeg(data: bytes, need: Need, most_pixels: int) -> tuple[npt.NDArray[np.uint8], int, int, int] | None:
     """Decodes a JPEG as it lies in the file; at a smaller size where enough is left.
 
     A block of 8 x 8 pixels is stored as 64 frequencies. To leave the upper half of them out is to shrink it, and
@@ -27,8 +27,8 @@ def decode_jpeg(data: bytes, need: Need, most_pixels: int) -> npt.NDArray[np.uin
         most_pixels: A larger image is left alone.
 
     Returns:
-        `[H, W, 3]`, or None for what is better left to Pillow: CMYK, what is too large, and all that libjpeg finds
-        fault with.
+        `[H, W, 3]`, the height and the width that it has in the file, and by how much it was shrunk. None for what
+        is better left to Pillow: CMYK, what is too large, and all that libjpeg finds fault with.
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -41,7 +41,7 @@ def decode_jpeg(data: bytes, need: Need, most_pixels: int) -> npt.NDArray[np.uin
         )
     except ValueError:
         return None
-    return pixels
+    return pixels, height, width, reduction
 
 
 def may_be_turned(data: bytes) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import RandAugment
 from torchvision.transforms.v2 import functional as transforms
-from torchvision.transforms.v2.functional import InterpolationMode
 
 from geobind_core import Augmentation
 from geobind_plugin_imagery.needs import Need, of_random_part
@@ -22,13 +23,32 @@ _LONGEST = 4  # times the shorter side; of more than that, nothing is resized bu
 _QUALITY = 85
 
 
-def upright(image: torch.Tensor, orientation: int) -> torch.Tensor:
-    """Turns an image `[C, H, W]` as the orientation of EXIF says, 1 to 8; any other number changes nothing."""
-    if orientation in (5, 7):
-        image = image.transpose(-2, -1)
-    if orientation in (3, 6, 7, 8):
-        return torch.rot90(image, {3: 2, 6: -1, 7: 2, 8: 1}[orientation], dims=(-2, -1))
-    return image.flip({2: -1, 4: -2}[orientation]) if orientation in (2, 4) else image
+@dataclass(frozen=True)
+class Picture:
+    """An image as a decoder returns it.
+
+    Attributes:
+        pixels: `[1 or 3, H, W]` uint8.
+        extent: Height and width in these pixels. A decoder that shrinks an image of 801 pixels to 401 has made
+            the last of them of one pixel and not of two: there are 400.5.
+    """
+
+    pixels: torch.Tensor
+    extent: tuple[float, float]
+
+    def upright(self, orientation: int) -> Picture:
+        """Turns it as the orientation of EXIF says, 1 to 8; any other number changes nothing."""
+        if orientation not in range(2, 9):
+            return self
+        # A pixel that stands for less than the others may be the last one, and not the first.
+        image = self.pixels[:, : max(1, int(self.extent[0])), : max(1, int(self.extent[1]))]
+        if orientation in (5, 7):
+            image = image.transpose(-2, -1)
+        if orientation in (2, 4):
+            image = image.flip({2: -1, 4: -2}[orientation])
+        elif orientation != 5:
+            image = torch.rot90(image, {3: 2, 6: -1, 7: 2, 8: 1}[orientation], dims=(-2, -1))
+        return Picture(image, (image.shape[-2], image.shape[-1]))
 
 
 def compact(image: torch.Tensor) -> torch.Tensor:
@@ -36,15 +56,24 @@ def compact(image: torch.Tensor) -> torch.Tensor:
     return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
-def resize_and_crop(image: torch.Tensor, size: int) -> torch.Tensor:
-    """Resizes the shorter side to `size`, bicubic, and cuts the middle square, as CLIP does."""
-    height, width = image.shape[-2:]
-    if (height, width) == (size, size):
+def resize_and_crop(image: torch.Tensor, size: int, extent: tuple[float, float] | None = None) -> torch.Tensor:
+    """Resizes the shorter side to `size`, bicubic, and cuts the middle square, as CLIP does.
+
+    Args:
+        image: `[3, H, W]` uint8.
+        size: Side of the square.
+        extent: Height and width in pixels, where those are fractions.
+    """
+    if image.shape[-2:] == (size, size):
         return image
-    if max(height, width) > _LONGEST * max(min(height, width), 2):
-        image = _middle(image)
-    if min(height, width) != size:
-        image = _resize(image, [size])
+    if max(image.shape[-2:]) > _LONGEST * max(min(image.shape[-2:]), 2):
+        image, extent = _middle(image), None
+    sides = extent or image.shape[-2:]
+    shorter = min(sides)
+    if shorter != size:
+        # As torchvision and open_clip do, the longer side is rounded down.
+        high, wide = (size if side == shorter else int(size * side / shorter) for side in sides)
+        image = _resize(image, high, wide, extent)
     if image.shape[-2:] != (size, size):
         image = transforms.center_crop(image, [size, size])
     return image
@@ -54,7 +83,7 @@ def shrink(image: torch.Tensor, need: Need) -> torch.Tensor:
     """Shrinks an image that has many more pixels than are needed, all of it."""
     height, width = image.shape[-2:]
     reduction = need.reduction(width, height)
-    return _resize(image, [max(1, height // reduction), max(1, width // reduction)]) if reduction > 1 else image
+    return _resize(image, max(1, height // reduction), max(1, width // reduction)) if reduction > 1 else image
 
 
 def to_jpeg(image: torch.Tensor, size: int) -> bytes:
@@ -62,7 +91,7 @@ def to_jpeg(image: torch.Tensor, size: int) -> bytes:
     height, width = image.shape[-2:]
     if max(height, width) > size:
         factor = size / max(height, width)
-        image = _resize(image, [max(1, round(height * factor)), max(1, round(width * factor))])
+        image = _resize(image, max(1, round(height * factor)), max(1, round(width * factor)))
     file = BytesIO()
     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()
@@ -83,7 +112,7 @@ def random_resized_crop(image: torch.Tensor, size: int, step: Augmentation, rng:
         wide, high = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < wide <= width and 0 < high <= height:
             top, left = rng.integers(0, height - high + 1), rng.integers(0, width - wide + 1)
-            return _resize(image[:, top : top + high, left : left + wide], [size, size])
+            return _resize(image[:, top : top + high, left : left + wide], size, size)
     return resize_and_crop(image, size)
 
 
@@ -121,6 +150,12 @@ def _middle(image: torch.Tensor) -> torch.Tensor:
     return image[..., top : height - top, left : width - left]
 
 
-def _resize(image: torch.Tensor, size: list[int]) -> torch.Tensor:
-    resized: torch.Tensor = transforms.resize(image, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
-    return resized
+def _resize(image: torch.Tensor, height: int, width: int, extent: tuple[float, float] | None = None) -> torch.Tensor:
+    """Resizes an image `[3, H, W]` uint8 of some extent in pixels, bicubic and with antialiasing."""
+    # The bytes of a pixel are side by side; torch has to see it to be fast.
+    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    if extent is None or extent == tuple(image.shape[-2:]):
+        return interpolate(batch, size=(height, width), mode="bicubic", antialias=True)[0]
+    # The size of the result is rounded down, and may not be so by an error of arithmetic.
+    factors = [wanted / there * (1 + 1e-7) for wanted, there in zip((height, width), extent, strict=True)]
+    return interpolate(batch, scale_factor=factors, mode="bicubic", antialias=True)[0]

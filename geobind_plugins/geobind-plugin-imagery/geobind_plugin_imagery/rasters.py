@@ -23,7 +23,7 @@ from rasterio.windows import Window
 from geobind_core import DataError
 from geobind_plugin_imagery.decoding import head_of, require_bands
 from geobind_plugin_imagery.needs import Need
-from geobind_plugin_imagery.pixels import upright
+from geobind_plugin_imagery.pixels import Picture
 from geobind_plugin_imagery.values import Range, to_bytes, usual_range
 
 _FORMATS = {"GTiff": "TIFF", "JP2OpenJPEG": "JPEG2000", "PNG": "PNG"}
@@ -44,7 +44,7 @@ logging.getLogger("rasterio").setLevel(logging.CRITICAL + 1)
 
 def read_raster(
     source: Path | bytes, driver: str, need: Need, bands: Sequence[int] | None, scale: Sequence[Range] | None
-) -> torch.Tensor:
+) -> Picture:
     """Reads a raster at about the size that is needed, from overviews where it has some.
 
     Args:
@@ -55,7 +55,7 @@ def read_raster(
         scale: The values that become 0 and 255; None: `usual_range`.
 
     Returns:
-        `[1 or 3, H, W]` uint8, upright. Pixels without a value are 0.
+        An image of one or three bands, upright. Pixels without a value are 0.
 
     Raises:
         DataError: It is damaged, or has not what is asked for, or would take too long to read.
@@ -68,10 +68,10 @@ def read_raster(
         reduction = need.reduction(dataset.width, dataset.height)
         level = _overview(dataset, numbers[0], reduction)
         if level is None:
-            values = _read(dataset, need, numbers, mix=not palette)
+            values, extent = _read(dataset, need, numbers, mix=not palette)
         else:
             with _opened(source, driver, overview_level=level) as overview:
-                values = _read(overview, need, numbers, mix=not palette)
+                values, extent = _read(overview, need, numbers, mix=not palette)
         planes, missing = values.data, np.ma.getmaskarray(values)
         if palette:
             planes = _coloured(planes[0], dataset.colormap(1))
@@ -79,7 +79,7 @@ def read_raster(
         if scale is not None or not as_it_is:
             planes = to_bytes(planes, scale or (_assumed(dataset, planes[:, ~missing.any(0)]),))
         image = torch.from_numpy(np.where(missing, np.uint8(0), planes))
-        return upright(image, _orientation(dataset, source))
+        return Picture(image, extent).upright(_orientation(dataset, source))
 
 
 def describe_raster(source: Path | bytes, driver: str) -> dict[str, str | int | float]:
@@ -123,17 +123,20 @@ def _overview(dataset: Any, band: int, reduction: int) -> int | None:
     return max(levels)[1] if levels else None
 
 
-def _read(dataset: Any, need: Need, bands: list[int], *, mix: bool) -> np.ma.MaskedArray[Any, Any]:
-    """Reads the bands, some rows at a time, each cell of several pixels as their mean, or else as its middle one."""
+def _read(
+    dataset: Any, need: Need, bands: list[int], *, mix: bool
+) -> tuple[np.ma.MaskedArray[Any, Any], tuple[float, float]]:
+    """Reads bands, some rows at a time, each cell of several pixels as their mean, or else as the first of them.
+
+    Returns:
+        `[C, H, W]`, and height and width as `Picture.extent` has them.
+    """
     width, height = dataset.width, dataset.height
     reduction = need.reduction(width, height)
     if reduction > 1 and need.square:
         width = height = min(width, height)
-    # Of what cannot be divided, a few pixels at the edges are left out.
-    columns, rows = max(1, width // reduction), max(1, height // reduction)
-    width, height = min(width, columns * reduction), min(height, rows * reduction)
     left, top = (dataset.width - width) // 2, (dataset.height - height) // 2
-    _require_bearable(dataset, width, height, columns * rows)
+    _require_bearable(dataset, width, height, width * height // reduction**2)
     step = reduction * max(1, _AT_A_TIME // (len(bands) * width * reduction))
     parts = []
     for start in range(0, height, step):
@@ -141,11 +144,9 @@ def _read(dataset: Any, need: Need, bands: list[int], *, mix: bool) -> np.ma.Mas
         values = dataset.read(bands, window=window, masked=True)
         if values.dtype.kind == "f":
             values = np.ma.masked_invalid(values, copy=False)
-        parts.append(
-            _mean(values, reduction) if mix else values[:, reduction // 2 :: reduction, reduction // 2 :: reduction]
-        )
-    found: np.ma.MaskedArray[Any, Any] = np.ma.concatenate(parts, axis=1)
-    return found
+        parts.append(_mean(values, reduction) if mix else values[:, ::reduction, ::reduction])
+    values = parts[0] if len(parts) == 1 else np.ma.concatenate(parts, axis=1)  # type: ignore[no-untyped-call]
+    return values, (height / reduction, width / reduction)
 
 
 def _mean(values: np.ma.MaskedArray[Any, Any], size: int) -> np.ma.MaskedArray[Any, Any]:
@@ -156,23 +157,21 @@ def _mean(values: np.ma.MaskedArray[Any, Any], size: int) -> np.ma.MaskedArray[A
     if size == 1:
         return values
     missing = np.ma.getmaskarray(values)
-    there = _sums((~missing).astype(np.float32), size) if missing.any() else np.float32(
-        min(size, values.shape[1]) * min(size, values.shape[2])
-    )
+    is_whole = not missing.any() and not any(side % size for side in values.shape[1:])
+    there = np.full((1, 1, 1), size * size, np.float32) if is_whole else _sums(~missing, size)
     mean = _sums(values.filled(0), size) / np.maximum(there, 1)
-    whole = values.dtype.kind in "iu"
-    return np.ma.MaskedArray(
-        (np.rint(mean) if whole else mean).astype(values.dtype), np.broadcast_to(there == 0, mean.shape)
-    )
+    rounded = np.rint(mean) if values.dtype.kind in "iu" else mean
+    return np.ma.MaskedArray(rounded.astype(values.dtype), np.broadcast_to(there == 0, mean.shape))
 
 
 def _sums(values: npt.NDArray[Any], size: int) -> npt.NDArray[np.float32]:
-    # At the edge of an image that is narrower than a cell, the cell is that narrow.
+    """Returns the sums of cells of `[C, H, W]`; at the edges they may have fewer pixels."""
     bands, height, width = values.shape
-    high, wide = min(size, height), min(size, width)
-    rows = values.reshape(bands, height // high, high, width).sum(axis=2, dtype=np.float32)
-    cells: npt.NDArray[np.float32] = rows.reshape(bands, height // high, width // wide, wide).sum(axis=3)
-    return cells
+    if height % size or width % size:
+        values = np.pad(values, ((0, 0), (0, -height % size), (0, -width % size)))
+    rows = values.reshape(bands, -(-height // size), size, -1).sum(axis=2, dtype=np.float32)  # the fast one first
+    sums: npt.NDArray[np.float32] = rows.reshape(bands, rows.shape[1], -1, size).sum(axis=3)
+    return sums
 
 
 def _require_bearable(dataset: Any, width: int, height: int, wanted: int) -> None:
