@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from geobind_core.plugins.loss import Loss as Loss
     from geobind_core.plugins.loss import LossConfig as LossConfig
     from geobind_core.plugins.loss import LossOutput as LossOutput
+    from geobind_core.plugins.metric import Metric as Metric
+    from geobind_core.plugins.metric import MetricConfig as MetricConfig
+    from geobind_core.plugins.metric import Retrieval as Retrieval
     from geobind_core.plugins.modality import Augmentation as Augmentation
     from geobind_core.plugins.modality import EncoderOutput as EncoderOutput
     from geobind_core.plugins.modality import Modality as Modality
@@ -49,12 +52,15 @@ _HOMES = {
     "Loss": "plugins.loss",
     "LossConfig": "plugins.loss",
     "LossOutput": "plugins.loss",
+    "Metric": "plugins.metric",
+    "MetricConfig": "plugins.metric",
     "Modality": "plugins.modality",
     "ModalityConfig": "plugins.modality",
     "Observations": "plugins.source",
     "Preview": "plugins.modality",
     "Progress": "plugins.source",
     "Reference": "plugins.source",
+    "Retrieval": "plugins.metric",
     "Source": "plugins.source",
     "SourceConfig": "plugins.source",
     "Space": "space.space",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from geobind_core.chain.plan import StagePlan
     from geobind_core.data.cache_entries import StoredEntry
     from geobind_core.plugins.manager import PluginManager
+    from geobind_core.plugins.registry import Provided
 
 _ACTIONS = {
     "done": ("done", "green"),
@@ -75,7 +76,7 @@ def plugin_rows(plugins: PluginManager) -> list[dict[str, Any]]:
     rows = []
     for record in plugins.records:
         provided = plugins.registry.of(record.distribution)
-        conflicts = [p.name for p in provided if len(plugins.registry.get(p.kind, p.name)) > 1]
+        conflicts = [p for p in provided if len(plugins.registry.get(p.kind, p.name)) > 1]
         rows.append(
             {
                 "entry_points": sorted(record.names),
@@ -86,28 +87,34 @@ def plugin_rows(plugins: PluginManager) -> list[dict[str, Any]]:
                     kind: sorted(p.name for p in provided if p.kind == kind)
                     for kind in sorted({p.kind for p in provided})
                 },
-                "conflicts": conflicts,
+                "conflicts": [p.name for p in conflicts],
                 "seconds_to_import": round(record.seconds, 3),
-                "error": record.error,
+                "error": record.error or "; ".join(_conflict(p, plugins) for p in conflicts),
+                "warnings": record.warnings,
             }
         )
     return rows
 
 
+def _conflict(provided: Provided, plugins: PluginManager) -> str:
+    others = [p for p in plugins.registry.get(provided.kind, provided.name) if p is not provided]
+    owners = " and ".join(f"{p.distribution} {p.version}" for p in others)
+    return f"{provided.kind.replace('_', ' ')} '{provided.name}' is also provided by {owners}"
+
+
 def plugin_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Returns the plugins as a table."""
-    table = Table("distribution", "version", "status", "provides", "import", "error", box=None)
+    table = Table("distribution", "version", "status", "provides", "import", "what is wrong", box=None)
     styles = {"loaded": "green", "broken": "red", "conflict": "red", "disabled": "dim"}
     for row in rows:
         provides = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in row["provides"].items())
-        conflicts = f"also provided by others: {', '.join(row['conflicts'])}" if row["conflicts"] else ""
         table.add_row(
             row["distribution"],
             row["version"],
             Text(row["status"], style=styles.get(row["status"], "")),
             provides or ", ".join(row["entry_points"]),
             f"{row['seconds_to_import']:.2f} s",
-            row["error"] or conflicts,
+            "; ".join(filter(None, [row["error"], *row["warnings"]])),
         )
     return table
 

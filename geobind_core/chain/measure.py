@@ -47,7 +47,7 @@ def measure(
     for name, modalities in evaluated(chain, datasets, space.modalities).items():
         datasets.require_rows(name, chain.config.evaluate.split, modalities)
         data, config = datasets.open(name), chain.config
-        found = evaluate_data(space, data, modalities, config.evaluate, config.loader, reporter, config.seed)
+        found = evaluate_data(space, data, modalities, config.evaluate, config.loader, reporter, config.seed, chain.metrics)
         for pair, figures in found.items():
             if pair not in pairs or _trained_on(chain, figures["trained_in"])[:1] == (name,):
                 pairs[pair] = figures
@@ -100,7 +100,9 @@ def _inputs(chain: Chain, run: RunFolder, stored: Mapping[str, Any]) -> dict[str
     return {
         "space": {name: m["content_hash"] for name, m in space.get("modalities", {}).items()},
         "pairs": space.get("pairs"),
-        "evaluate": chain.config.evaluate.model_dump(mode="json"),
+        "evaluate": chain.config.evaluate.model_dump(mode="json", exclude={"metrics"}),
+        # With the versions that compute them. Runs without any were measured before there were some.
+        **({"metrics": {n: m.config.model_dump(mode="json") for n, m in chain.metrics.items()}} if chain.metrics else {}),
         "data": {
             name: chain.sources[name].config.model_dump(mode="json", include={"fields", "labels", "split"})
             for name in names

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from geobind_core.config.models import ChainConfig
 from geobind_core.plugins.loss import Loss
 from geobind_core.plugins.manager import PluginManager
+from geobind_core.plugins.metric import Metric
 from geobind_core.plugins.modality import Modality
 from geobind_core.plugins.registry import Provided
 from geobind_core.plugins.source import Source
@@ -36,6 +37,7 @@ class Chain:
         sources: By name.
         stages: In order; defaults (anchors, pairs, directions) are filled in.
         plugins: The manager that resolved the names.
+        metrics: What is measured beside ranks, by what messages call it: its name and who provides it.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Chain:
     sources: Mapping[str, Source[Any]]
     stages: tuple[StageKind[Any], ...]
     plugins: PluginManager
+    metrics: Mapping[str, Metric[Any]] = field(default_factory=dict)
 
     def make_loss(self, settings: Mapping[str, Any]) -> Loss[Any]:
         """Makes a loss of resolved settings."""

@@ -30,6 +30,10 @@ def chain_schema(plugins: PluginManager) -> dict[str, Any]:
         "additionalProperties": {"anyOf": [*modalities.values(), _ANYTHING, _NOTHING]},
     }
     properties["data"]["additionalProperties"] = {"anyOf": [*_add(definitions, plugins, "source", "source").values()]}
+    metrics = _add(definitions, plugins, "metric", "name")
+    definitions["EvaluateConfig"]["properties"]["metrics"]["items"] = {
+        "anyOf": [{"enum": list(metrics)}, *metrics.values()]
+    }
     for section in ("modalities", "data"):
         properties[section].pop("patternProperties", None)
     properties["stages"]["items"] = {"anyOf": [*_add(definitions, plugins, "stage_kind", "kind").values()]}

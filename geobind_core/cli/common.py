@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,11 +27,22 @@ Disabled = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def load_plugins(disabled: list[str] | None) -> PluginManager:
-    """Returns a manager of the plugins that are not disabled."""
-    from geobind_core.chain.builtin import plugin_manager
+def number_of_process() -> int:
+    """Returns the number of this process among those that a launcher started."""
+    return int(os.environ.get("RANK", "0"))
 
-    return plugin_manager(disabled or [])
+
+def load_plugins(disabled: list[str] | None) -> PluginManager:
+    """Returns a manager of the plugins that are not disabled. What it warns of goes to standard error."""
+    from geobind_core.chain.builtin import plugin_manager
+    from geobind_core.cli.verbs import own_commands
+
+    return plugin_manager(disabled or [], own_commands(), _warn)
+
+
+def _warn(text: str) -> None:
+    if not number_of_process():  # of several processes one speaks
+        sys.stderr.write(f"warning: {text}\n")
 
 
 def print_table(renderable: RenderableType) -> None:

@@ -12,7 +12,17 @@ import typer
 from typer.core import TyperGroup
 
 from geobind_core.cli.cache import cache
-from geobind_core.cli.common import AsJson, Assignments, ChainFile, Disabled, load_plugins, print_json, print_table, say
+from geobind_core.cli.common import (
+    AsJson,
+    Assignments,
+    ChainFile,
+    Disabled,
+    load_plugins,
+    number_of_process,
+    print_json,
+    print_table,
+    say,
+)
 from geobind_core.cli.data import data
 from geobind_core.cli.plugins import plugins
 from geobind_core.errors import EXIT_FAILURE, EXIT_INTERRUPTED, ConfigError, GeoBindError, PluginError
@@ -21,13 +31,22 @@ _SECONDS_TO_SPEAK = 5.0
 
 
 class _Verbs(TyperGroup):
-    """The verbs. Typer has its own view of Ctrl-C, from release to release another."""
+    """The verbs, and those of plugins. Typer has its own view of Ctrl-C, from release to release another."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        found = super().get_command(ctx, cmd_name)
+        if found is None:
+            # Only now, so that neither `--help` nor any verb of the core imports a plugin for its commands.
+            from geobind_core.cli.plugin_commands import plugin_command
+
+            found = plugin_command(cmd_name)
+        return found
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
-            if not _number_of_process():
+            if not number_of_process():
                 sys.stderr.write(f"{str(interrupt) or 'interrupted'}; run the same command again to go on\n")
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
@@ -36,6 +55,7 @@ app = typer.Typer(
     name="geobind",
     cls=_Verbs,
     help="Bind many modalities into one embedding space through satellite images.",
+    epilog="Plugins may add commands; `geobind plugins` lists them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -145,9 +165,11 @@ def evaluate(
     print_json(metrics) if as_json else print_table(metrics_table(metrics))
 
 
-def _number_of_process() -> int:
-    """Returns the number of this process among those that a launcher started."""
-    return int(os.environ.get("RANK", "0"))
+def own_commands() -> list[str]:
+    """Returns the names of the core's own commands, which no plugin may take."""
+    command = typer.main.get_command(app)
+    assert isinstance(command, TyperGroup)
+    return list(command.commands)
 
 
 def _version(value: bool) -> None:
@@ -182,7 +204,7 @@ def main() -> None:
     except GeoBindError as error:
         # Messages quote files; a file that is not what it should be may hold what upsets a terminal.
         printable = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in str(error))
-        number = _number_of_process()
+        number = number_of_process()
         if not number:
             sys.stderr.write(f"error: {printable}\n")
         elif isinstance(error, (ConfigError, PluginError)):  # of these all processes would say the same

@@ -43,6 +43,11 @@ DataSets = Annotated[
         {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}, {**_WEIGHTS, "minProperties": 1}]}
     ),
 ]
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+MetricSettings = Annotated[dict[str, Any], BeforeValidator(_named)]
 PluginSettings = Annotated[dict[str, Any], BeforeValidator(_nothing_is_empty)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Steps = Literal["step", "epoch"]
@@ -224,6 +229,9 @@ class EvaluateConfig(StrictModel):
 
     gallery: int = Field(10_000, ge=2, description="Largest number of held-out rows to rank among.")
     recall_at: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10, 100], min_length=1)
+    metrics: list[MetricSettings] = Field(
+        default_factory=list, description="Further figures: registered names, or mappings of a name and settings."
+    )
     data: list[str] | None = Field(None, description="Data sets to evaluate on; default: those of the stages.")
     split: Literal["validation", "test"] = Field("test", description="The rows that are held out.")
     batch_size: int = Field(256, ge=1, description="Rows embedded at a time.")

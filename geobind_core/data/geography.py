@@ -59,6 +59,13 @@ class Places:
         return np.stack([across * np.cos(longitude), across * np.sin(longitude), np.sin(latitude)], axis=-1)
 
 
+def great_circle_km(first: Places, second: Places) -> Numbers:
+    """Returns `[N]` kilometres between the places of each row; NaN where either has no coordinates."""
+    chords = np.linalg.norm(first.unit_vectors() - second.unit_vectors(), axis=-1)
+    distances: Numbers = 2 * EARTH_RADIUS_KM * np.arcsin(np.minimum(chords / 2, 1))
+    return distances
+
+
 def nearest_km(queries: Places, gallery: Places, within_km: float = math.inf) -> Numbers:
     """Returns how far each query is from the nearest place of a gallery.
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from geobind_core.data.table import coordinate_columns
 from geobind_core.errors import DataError
-from geobind_core.plugins.manager import installer
+from geobind_core.plugins.installing import installer
 from geobind_core.plugins.source import Observations, Progress, Source, SourceConfig
 
 _STATE, _DICT, _INFO = "state.json", "dataset_dict.json", "dataset_info.json"

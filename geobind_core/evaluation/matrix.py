@@ -7,19 +7,23 @@ from itertools import permutations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from geobind_core.config.models import EvaluateConfig, LoaderConfig
 from geobind_core.data.paired import PairedData
 from geobind_core.data.samples import BadSampleCount, SampleReader
 from geobind_core.errors import DataError
+from geobind_core.evaluation.metrics import further_figures
 from geobind_core.evaluation.ranks import (
     chance_recall_at,
     count_right_items,
     median_rank,
     recall_at,
     retrieval_ranks,
+    retrieve,
 )
+from geobind_core.plugins.metric import Metric, Retrieval
 from geobind_core.progress import Reporter
 from geobind_core.space.embed import embed_rows
 from geobind_core.space.space import Space
@@ -33,6 +37,7 @@ def evaluate_data(
     loader: LoaderConfig,
     reporter: Reporter,
     seed: int,
+    metrics: Mapping[str, Metric[Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Measures every ordered pair of modalities on the held-out rows of one data set.
 
@@ -46,6 +51,7 @@ def evaluate_data(
         loader: How to read.
         reporter: Where progress goes.
         seed: Decides which rows make the gallery when there are more than `config.gallery`.
+        metrics: What is measured beside the ranks, by what messages call it.
 
     Returns:
         `{"satellite_to_audio": {"recall@1": …, …}, …}`, see `docs/pages/run-folder.md`.
@@ -80,35 +86,48 @@ def evaluate_data(
     if len(readable) < 2:
         raise DataError(f"{len(readable)} held-out rows can be read; expected at least 2.", place=f"data.{data.name}")
     stacked = {name: torch.stack([found[row] for row in readable]) for name, found in embeddings.items()}
-    trained = space.record.trained_pairs()
-    return {
-        f"{query}_to_{gallery}": {
-            **_figures(stacked[query], stacked[gallery], _labels(data, query, gallery, readable), config.recall_at),
+    trained, places = space.record.trained_pairs(), _places(data, readable)
+    pairs = {}
+    for query, gallery in permutations(modalities, 2):
+        labels = _labels(data, query, gallery, readable)
+        found = retrieve(stacked[query], stacked[gallery], labels)
+        figures = {
+            **_figures(found.ranks, labels, config.recall_at),
+            # Only the very row counts, whatever else has the same label.
+            **({"strict": _strict(stacked[query], stacked[gallery], config.recall_at)} if labels else {}),
             "gallery": len(readable),
             "data": data.name,
             "emergent": frozenset((query, gallery)) not in trained,
             "trained_in": trained.get(frozenset((query, gallery))),
         }
-        for query, gallery in permutations(modalities, 2)
-    }
+        retrieval = Retrieval(
+            query, gallery, len(readable), found.ranks.numpy(), found.nearest.numpy(), places, places
+        )
+        further = further_figures(metrics or {}, retrieval, figures, reporter)
+        pairs[f"{query}_to_{gallery}"] = {**figures, **further}
+    return pairs
+
+
+def _places(data: PairedData, rows: Sequence[int]) -> npt.NDArray[np.float64] | None:
+    """Returns `[N, 2]` longitudes and latitudes, or None where the data has none."""
+    if data.places is None:
+        return None
+    places = data.places.take(np.array(rows))
+    return np.stack([places.longitude, places.latitude], axis=-1) if places.known.any() else None
 
 
 def _labels(data: PairedData, query: str, gallery: str, rows: Sequence[int]) -> list[torch.Tensor]:
     return [torch.from_numpy(codes[np.array(rows)]) for codes in data.pair_labels(query, gallery)]
 
 
-def _figures(
-    query: torch.Tensor, gallery: torch.Tensor, labels: Sequence[torch.Tensor], recall_ks: Sequence[int]
-) -> dict[str, Any]:
-    count = len(query)
-    figures = _recalls(retrieval_ranks(query, gallery, labels), recall_ks)
+def _figures(ranks: torch.Tensor, labels: Sequence[torch.Tensor], recall_ks: Sequence[int]) -> dict[str, Any]:
+    count = len(ranks)
     right = count_right_items(count, labels)
-    figures |= {f"chance_recall@{k}": chance_recall_at(k, right, count) for k in recall_ks}
-    if labels:
-        # Only the very row counts, whatever else has the same label.
-        figures["strict"] = _recalls(retrieval_ranks(query, gallery), recall_ks)
-        figures["strict"] |= {f"chance_recall@{k}": min(1.0, k / count) for k in recall_ks}
-    return figures
+    return _recalls(ranks, recall_ks) | {f"chance_recall@{k}": chance_recall_at(k, right, count) for k in recall_ks}
+
+
+def _strict(query: torch.Tensor, gallery: torch.Tensor, recall_ks: Sequence[int]) -> dict[str, Any]:
+    return _figures(retrieval_ranks(query, gallery), (), recall_ks)
 
 
 def _recalls(ranks: torch.Tensor, recall_ks: Sequence[int]) -> dict[str, Any]:

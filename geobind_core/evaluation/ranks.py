@@ -9,23 +9,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 _TILE_ELEMENTS = 4_000_000  # 16 MB of float32
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a gallery answers to queries.
+
+    Attributes:
+        ranks: `[N]` int64, from 1: where the right item came.
+        nearest: `[N]` int64, the gallery's item that came first. Of those that tie, a wrong one, as
+            for the ranks; of several wrong ones that with the lowest number.
+    """
+
+    ranks: torch.Tensor
+    nearest: torch.Tensor
+
+
 def retrieval_ranks(query: torch.Tensor, gallery: torch.Tensor, labels: Sequence[torch.Tensor] = ()) -> torch.Tensor:
-    """Ranks, for each query, the right item among the whole gallery.
+    """Returns the `[N]` ranks alone, see `retrieve`."""
+    return retrieve(query, gallery, labels).ranks
+
+
+def retrieve(query: torch.Tensor, gallery: torch.Tensor, labels: Sequence[torch.Tensor] = ()) -> Found:
+    """Ranks, for each query, the right item among the whole gallery. Memory is that of a tile of similarities.
 
     Args:
         query: `[N, D]`; row i's right item is row i of the gallery.
         gallery: `[N, D]`.
         labels: Each `[N]` integers; rows with equal labels are right for each other as well, and a
             negative label is nobody's equal.
-
-    Returns:
-        `[N]` ranks, int64, from 1.
 
     Raises:
         ValueError: The sides differ in length, or a value is not finite.
@@ -35,7 +52,7 @@ def retrieval_ranks(query: torch.Tensor, gallery: torch.Tensor, labels: Sequence
     if not (torch.isfinite(query).all() and torch.isfinite(gallery).all()):
         raise ValueError("an embedding is not finite; it has no rank")
     count = len(query)
-    ranks = torch.empty(count, dtype=torch.long)
+    ranks, nearest = torch.empty(count, dtype=torch.long), torch.empty(count, dtype=torch.long)
     tile = max(1, _TILE_ELEMENTS // max(1, count))
     everyone = torch.arange(count, device=query.device)
     wide = gallery.double().T
@@ -48,10 +65,13 @@ def retrieval_ranks(query: torch.Tensor, gallery: torch.Tensor, labels: Sequence
         for codes in labels:
             own = codes.to(query.device)[rows]
             right |= (own[:, None] == codes.to(query.device)[None, :]) & (own >= 0)[:, None]
-        best = similarity.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+        best, best_right = similarity.masked_fill(~right, -torch.inf).max(dim=1)
+        wrong = similarity.masked_fill_(right, -torch.inf)
         # Nothing that is right lies above the best of what is right, so only wrong items count.
-        ranks[start : start + tile] = 1 + ((similarity >= best) & ~right).sum(dim=1).cpu()
-    return ranks
+        before = (wrong >= best[:, None]).sum(dim=1)
+        ranks[start : start + tile] = 1 + before.cpu()
+        nearest[start : start + tile] = torch.where(before > 0, wrong.argmax(dim=1), best_right).cpu()
+    return Found(ranks, nearest)
 
 
 def recall_at(ranks: torch.Tensor, k: int) -> float:

@@ -3,22 +3,36 @@
 A plugin is a module named by an entry point of the group `geobind`. The name of the entry point is
 the name of what it provides (`audio`, `synthetic_earth`); one module may stand behind several names.
 Reading those names takes no import, so a command loads just the plugins that it needs.
+
+A plugin may say which version of this interface it is written for, as `geobind_api = 1` in its
+module. One that is written for a newer version, or for one that is gone, is not loaded, and
+`geobind plugins` says which versions work. A hook or an argument that is to go is deprecated first:
+plugins that implement it still work, with a warning.
+
+Each implementation is called by itself: one that raises harms no other plugin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
+    import typer
+
     from geobind_core.plugins.loss import Loss
+    from geobind_core.plugins.metric import Metric
     from geobind_core.plugins.modality import Modality
     from geobind_core.plugins.source import Source
     from geobind_core.plugins.stage_kind import StageInfo, StageKind
 
 PROJECT = "geobind"
+API_VERSION = 1
+"""The version of this interface; it goes up when plugins have to change."""
+OLDEST_API_VERSION = 1
+"""The oldest version whose plugins still work."""
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -84,6 +98,49 @@ def geobind_register_stage_kinds() -> Iterable[type[StageKind[Any]]]:  # type: i
         ...     return [BuildIndex]
         >>> [kind.name for kind in geobind_register_stage_kinds()]
         ['index']
+    """
+
+
+@hookspec
+def geobind_register_metrics() -> Iterable[type[Metric[Any]]]:  # type: ignore[empty-body]
+    """Returns the metrics that this plugin provides; a chain asks for them in `evaluate.metrics`.
+
+    Example:
+        >>> from geobind_core import Metric, hookimpl
+        >>> class MeanRank(Metric):
+        ...     name = "mean_rank"
+        ...     def compute(self, retrieval):
+        ...         return {"mean_rank": retrieval.ranks.mean()}
+        >>> @hookimpl
+        ... def geobind_register_metrics():
+        ...     return [MeanRank]
+        >>> [metric.name for metric in geobind_register_metrics()]
+        ['mean_rank']
+    """
+
+
+@hookspec
+def geobind_register_commands() -> Iterable[tuple[str, typer.Typer | Callable[..., Any]]]:  # type: ignore[empty-body]
+    """Returns the commands that this plugin adds: `geobind NAME`, or a group of them, `geobind NAME VERB`.
+
+    A function becomes one command, its arguments as typer reads them; a `typer.Typer` becomes a group.
+    The names that GeoBind has itself stay its own. `geobind --help` does not list them, for it
+    imports no plugin; `geobind plugins` does.
+
+    Example:
+        >>> import typer
+        >>> from geobind_core import hookimpl
+        >>> def count(space: str, limit: int = 10) -> None:
+        ...     "Count what is in a space."
+        >>> index = typer.Typer(help="Look for places among millions.")
+        >>> @index.command()
+        ... def build(space: str) -> None:
+        ...     "Build an index."
+        >>> @hookimpl
+        ... def geobind_register_commands():
+        ...     return [("count", count), ("index", index)]
+        >>> [name for name, _ in geobind_register_commands()]
+        ['count', 'index']
     """
 
 

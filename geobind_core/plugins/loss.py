@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
@@ -123,6 +124,9 @@ class Loss(Generic[ConfigT]):
     needs: ClassVar[tuple[str, ...]] = ()
     """Fields of `EncoderOutput` that it uses beside the embedding; the others are None. Anchors that must give
     them are not cached."""
+
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+    """Checks of `geobind_core.testing` that are known to fail, each with the reason."""
 
     config: ConfigT
 

@@ -139,6 +139,9 @@ class Modality(Generic[ConfigT]):
     augmentations: ClassVar[Mapping[str, str]] = {}
     """Names that `augment` takes in a stage, each with a sentence on what it does."""
 
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+    """Checks of `geobind_core.testing` that are known to fail, each with the reason."""
+
     config: ConfigT
     augment: tuple[Augmentation, ...] = ()
 
@@ -232,6 +235,14 @@ class Modality(Generic[ConfigT]):
         drawn instead.
         """
         raise TypeError(f"{type(self).__name__} does not define draw()")
+
+    def example_cells(self, rng: np.random.Generator) -> Sequence[Any]:
+        """Returns a few different cells as `read` takes them: what `geobind plugins check` reads.
+
+        Files as bytes; of different sizes where sizes may differ. Without them the checks use what `draw`
+        returns, and `read` is not checked.
+        """
+        return ()
 
     def collate(self, samples: Sequence[Any]) -> Any:
         """Makes a batch of samples: a tensor, or a dictionary of tensors with B rows each."""

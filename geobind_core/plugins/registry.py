@@ -5,18 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-KINDS = ("modality", "loss", "source", "stage_kind")
+COMMAND = "command"
 REGISTER_HOOKS = {
     "modality": "geobind_register_modalities",
     "loss": "geobind_register_losses",
     "source": "geobind_register_sources",
     "stage_kind": "geobind_register_stage_kinds",
+    "metric": "geobind_register_metrics",
+    COMMAND: "geobind_register_commands",
 }
 
 
 @dataclass(frozen=True)
 class Provided:
-    """One registered class and who provides it."""
+    """What is registered under a name, and who provides it.
+
+    Attributes:
+        kind: One of `REGISTER_HOOKS`.
+        name: The name.
+        cls: The class; of a command what it does, a function or a `typer.Typer`, or None for the core's own.
+        distribution: The distribution of the plugin.
+        version: Its version.
+    """
 
     kind: str
     name: str
@@ -27,7 +37,7 @@ class Provided:
 
 @dataclass
 class Registry:
-    """Registered classes by (kind, name). A name with two providers is a conflict: neither wins."""
+    """What is registered, by (kind, name). A name with two providers is a conflict: neither wins."""
 
     entries: dict[tuple[str, str], list[Provided]] = field(default_factory=dict)
 

@@ -142,6 +142,9 @@ class Source(Generic[ConfigT]):
     default_fields: ClassVar[tuple[str, ...]] = ()
     """Modalities that `observations()` maps to columns by itself, when that is known beforehand."""
 
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+    """Checks of `geobind_core.testing` that are known to fail, each with the reason."""
+
     config: ConfigT
 
     def __init__(self, config: ConfigT, base: Path) -> None:

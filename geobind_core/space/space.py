@@ -176,7 +176,7 @@ class Space:
 
 def modality_from(record: ModalityRecord, plugins: PluginManager) -> Modality[Any]:
     """Makes the modality that a space's record describes."""
-    cls = plugins.find("modality", record.plugin).cls
+    cls = plugins.find("modality", record.plugin, record.distribution).cls
     try:
         modality: Modality[Any] = cls(cls.Config.model_validate(record.config))
     except ValidationError as error:

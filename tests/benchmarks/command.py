@@ -17,7 +17,7 @@ from rich.console import Console
 
 from geobind_core.errors import EXIT_INTERRUPTED
 
-from . import anchor_cache, audio, floor, large_table, overhead, peer, shards, tiled_infonce, two_pass
+from . import anchor_cache, audio, floor, images, large_table, overhead, peer, shards, tiled_infonce, two_pass
 from .measure import Settings
 from .results import Row, machine, table_of
 
@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     anchor_cache.NAME: anchor_cache.run,
     peer.NAME: peer.run,
     audio.NAME: audio.run,
+    images.NAME: images.run,
     floor.FIRST: floor.run_first,
     floor.SECOND: floor.run_second,
     large_table.NAME: large_table.run,

@@ -16,6 +16,7 @@ FIGURES = {
     "anchor_cache": 3,
     "open_clip_train": 2,
     "audio": 4,
+    "images": 5,
     "shards": 5,
     "gpu_stage_1": 2,
     "gpu_stage_2": 2,

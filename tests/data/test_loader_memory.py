@@ -17,6 +17,7 @@ from geobind_core.data.samples import SampleReader
 from geobind_core.plugins.modality import Augmentation, Modality
 from geobind_core.plugins.source import Observations, SourceConfig, SplitConfig
 
+pytestmark = pytest.mark.slow  # and not beside other tests, whose memory is this process's too
 ROWS, BATCH, EPOCHS = 32, 8, 50
 MIB = 2**20
 

@@ -80,7 +80,7 @@ def test_parquet_with_bytes_and_values(own_world: Any, clip_architecture: dict[s
 
     modality = Satellite(Satellite.Config(model=clip_architecture))
     reader = SampleReader(data, "satellite", modality, train=False, seed=0)
-    assert reader.read(0).shape == (3, 40, 40)
+    assert reader.read(0).shape == (3, 32, 32)  # as large as the network sees
     bad = reader.read(1)
     assert isinstance(bad, BadSample)
     assert bad.key == "b"
@@ -95,7 +95,7 @@ def test_files_beside_another_folder(own_world: Any, tmp_path: Path, clip_archit
     table.write_text(own_world.table.read_text())
     data = opened(table, root=str(own_world.folder), fields={"satellite": "satellite"})
     reader = SampleReader(data, "satellite", Satellite(Satellite.Config(model=clip_architecture)), train=False, seed=0)
-    assert reader.read(0).shape == (3, 40, 40)
+    assert reader.read(0).shape == (3, 32, 32)  # as large as the network sees
 
 
 def test_a_missing_file_of_a_row_is_a_bad_sample(own_world: Any, clip_architecture: dict[str, Any]) -> None:

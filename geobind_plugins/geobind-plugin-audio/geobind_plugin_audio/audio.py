@@ -92,6 +92,20 @@ class Audio(Modality[AudioConfig]):
         heard = self.transform(self.read(cell), train=False, rng=np.random.default_rng(0))
         return Preview("audio/mpeg", as_mp3(heard, self.config.sample_rate))
 
+    def example_cells(self, rng: np.random.Generator) -> list[bytes]:
+        """Returns recordings of noise, shorter and longer than what the network hears, with one channel and two."""
+        from io import BytesIO
+
+        import soundfile
+
+        cells = []
+        for share, channels in ((0.3, 1), (1.0, 2), (1.6, 1)):
+            file = BytesIO()
+            noise = rng.normal(0, 0.1, (round(self._samples * share), channels)).clip(-1, 1)
+            soundfile.write(file, noise, self.config.sample_rate, format="WAV")
+            cells.append(file.getvalue())
+        return cells
+
     @property
     def _samples(self) -> int:
         return round(self.config.seconds * self.config.sample_rate)

@@ -84,6 +84,15 @@ class Image(Modality[ImageConfig]):
         picture = decode(cell, Need(size, side="longer"), self.config.bands, self.config.scale)
         return Preview("image/jpeg", to_jpeg(picture.pixels, size))
 
+    def example_cells(self, rng: np.random.Generator) -> list[bytes]:
+        """Returns small JPEGs of noise, of several shapes."""
+        import torch
+
+        from geobind_plugin_imagery.pixels import to_jpeg
+
+        shapes = ((48, 64), (90, 40), (33, 33))
+        return [to_jpeg(torch.from_numpy(rng.integers(256, size=(3, *s), dtype="uint8")), max(s)) for s in shapes]
+
     def transform(self, sample: torch.Tensor, *, train: bool, rng: np.random.Generator) -> torch.Tensor:
         """Resizes and crops to the tower's size, and augments when training."""
         from geobind_plugin_imagery import pixels

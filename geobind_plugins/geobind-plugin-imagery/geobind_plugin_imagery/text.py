@@ -9,6 +9,7 @@ from geobind_core import DataError, Modality
 from geobind_plugin_imagery.config import ClipConfig
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -38,6 +39,10 @@ class Text(Modality[ClipConfig]):
         if not cell.strip():
             raise DataError("expected a text, found a blank one.")
         return cell
+
+    def example_cells(self, rng: np.random.Generator) -> list[str]:
+        """Returns texts of several lengths."""
+        return ["waves on a beach", "a road", "a village between fields of wheat, with a forest behind it", "snow"]
 
     def collate(self, samples: Sequence[str]) -> torch.Tensor:
         """Tokenises; longer texts are cut at the model's context length."""

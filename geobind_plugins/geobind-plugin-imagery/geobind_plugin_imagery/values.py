@@ -13,9 +13,8 @@ from geobind_core import DataError
 Range = tuple[float, float]
 """The values that become 0 and 255."""
 
-_REFLECTANCE: Range = (0, 10_000)
+_REFLECTANCE = 10_000  # of a surface that reflects all light, as Sentinel-2 and others store it
 _UNIT: Range = (0, 1)
-_LARGEST_MASK = 16
 
 
 def to_bytes(values: npt.NDArray[Any], ranges: Sequence[Range]) -> npt.NDArray[np.uint8]:
@@ -51,12 +50,11 @@ def usual_range(values: npt.NDArray[Any], *, bits: int | None = None, georeferen
         DataError: There is none that could be assumed of such values.
     """
     kind = values.dtype
-    if kind.kind in "iu" and bits is not None and bits <= _LARGEST_MASK:
-        return (0, 2**bits - 1)
     if kind in (np.uint16, np.int16):
-        return _REFLECTANCE if georeferenced else (0, int(np.iinfo(kind).max))
+        largest = 2**bits - 1 if bits else int(np.iinfo(kind).max)
+        return (0, min(largest, _REFLECTANCE) if georeferenced else largest)
     if kind == np.uint8:
-        return (0, 255)
+        return (0, 2**bits - 1 if bits else 255)
     finite = values[np.isfinite(values)]
     if kind.kind == "f" and (not finite.size or np.mean((finite >= 0) & (finite <= 1)) >= 0.5):
         return _UNIT

@@ -1,0 +1,56 @@
+"""How plugins come into this interpreter: where names that are not there are to be had, and the command."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+from geobind_core.plugins.names import normalise
+
+_PUBLISHED: dict[str, dict[str, tuple[str, ...]]] = {
+    "geobind-plugin-imagery": {"modality": ("satellite", "ground_image", "text")},
+    "geobind-plugin-audio": {"modality": ("audio",)},
+    "geobind-plugin-location": {"modality": ("location",)},
+    "geobind-plugin-environment": {"modality": ("environment",)},
+    "geobind-plugin-synthetic-earth": {"source": ("synthetic_earth",)},
+}
+
+
+def published_by(kind: str, name: str) -> str | None:
+    """Returns the distribution of GeoBind's own plugins that provides a name, if one does.
+
+    An index for the message about a name that is not there and nothing else: a distribution called
+    after the name, which anybody may publish, would be a bad guess for `satellite`.
+    """
+    for distribution, kinds in _PUBLISHED.items():
+        if normalise(name) in kinds.get(kind, ()):
+            return distribution
+    return None
+
+
+def installer(action: str = "install") -> str:
+    """Returns the command that installs into this very interpreter; environments made by uv have no pip.
+
+    Args:
+        action: `install` or `uninstall`.
+    """
+    if find_spec("pip") is not None:
+        return f"{sys.executable} -m pip {action}"
+    return f"uv pip {action} --python {sys.executable}"
+
+
+def install_hint(kind: str, name: str, distribution: str = "", *, guess: bool = True) -> str:
+    """Returns what to do about a name that no installed plugin provides; nothing if that is not known.
+
+    Args:
+        kind: What it is that is missing.
+        name: Its registered name.
+        distribution: Who provided it, where that is on record.
+        guess: Whether to fall back on the distribution that would be called after the name.
+    """
+    known = distribution or published_by(kind, name)
+    if known:
+        return f"{known} provides it; install that: {installer()} {known}"
+    if not guess:
+        return ""
+    return f"If a plugin provides it, install that: {installer()} geobind-plugin-{name.replace('_', '-')}"

@@ -1,0 +1,128 @@
+"""A modality under examination: its cells, samples, batch and network, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+from unittest import SkipTest
+
+import numpy as np
+
+from geobind_core.plugins.modality import EncoderOutput, Modality
+from geobind_core.testing.check import require
+from geobind_core.testing.packaging import PluginSubject
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+T = TypeVar("T")
+SEED = 20_260
+NO_CELLS = "define example_cells(), or give cells= to modality_checks()"
+
+
+class ModalitySubject(PluginSubject):
+    """A modality and what the checks share of it.
+
+    What cannot be made is reported by the check whose business it is; the others are skipped.
+
+    Args:
+        modality: The modality.
+        cells: Cells to read; without them its `example_cells`, or samples that it draws.
+        unreadable: Cells that must be refused.
+    """
+
+    def __init__(self, modality: Modality[Any], cells: Sequence[Any] | None, unreadable: Sequence[Any]) -> None:
+        super().__init__("modality", type(modality), modality.config)
+        self.modality = modality
+        self.unreadable = unreadable
+        self._given = cells
+
+    @cached_property
+    def cells(self) -> list[Any]:
+        """The cells to read; none if nobody has said which."""
+        return list(self.modality.example_cells(generator()) if self._given is None else self._given)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws observations from nowhere."""
+        return self.owner.draw is not Modality.draw
+
+    def decoded(self) -> list[Any]:
+        """Returns what `read` makes of the cells, or what it draws instead."""
+        if self.cells or not self.draws:
+            require(
+                len(self.cells) > 1, f"there are {len(self.cells)} example cells, at least 2 are needed; {NO_CELLS}"
+            )
+            return [self.modality.read(cell) for cell in self.cells]
+        return [self.modality.draw(generator(number)) for number in range(4)]
+
+    def samples(self) -> list[Any]:
+        """Returns samples as `collate` takes them, outside training."""
+        return [transformed(self.modality, sample) for sample in self.decoded()]
+
+    def need(self, make: Callable[[], T], owner: str) -> T:
+        """Returns what is a check's precondition.
+
+        Raises:
+            SkipTest: It cannot be had; `owner` is the check that says why.
+        """
+        try:
+            return make()
+        except Exception as error:  # whatever it is, the owner reports it
+            raise SkipTest(f"see the check {owner}") from error
+
+    def needed_cells(self) -> list[Any]:
+        """Returns the cells, for a check that cannot do without."""
+        if not self.need(lambda: self.cells, "example_cells"):
+            raise SkipTest(f"there are no example cells; {NO_CELLS}")
+        return self.cells
+
+    def needed_samples(self) -> list[Any]:
+        """Returns samples, for checks that are not about reading."""
+        return self.need(self.samples, "example_cells")
+
+    def needed_batch(self) -> Any:
+        """Returns a batch of all samples, for checks that are not about collating."""
+        samples = self.needed_samples()
+        return self.need(lambda: self.modality.collate(samples), "collate")
+
+    def network(self, seed: int = SEED) -> nn.Module:
+        """Builds a network of its own, in evaluation mode."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.modality.build_encoder().eval()
+
+    @cached_property
+    def shared_network(self) -> nn.Module:
+        """A network that no check changes."""
+        return self.need(self.network, "output")
+
+
+def generator(seed: int = 0) -> np.random.Generator:
+    """Returns a generator of random numbers, the same for the same seed."""
+    return np.random.default_rng(SEED + seed)
+
+
+def transformed(modality: Modality[Any], sample: Any, *, train: bool = False, seed: int = 0) -> Any:
+    """Returns what `collate` takes."""
+    return modality.transform(sample, train=train, rng=generator(seed))
+
+
+def outputs(network: nn.Module, batch: Any) -> EncoderOutput:
+    """Runs a network without gradients, the same random numbers each time."""
+    import torch
+
+    from geobind_core.space.encoder import as_output
+
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return as_output(network(batch))
+
+
+def embedding(network: nn.Module, batch: Any) -> torch.Tensor:
+    """Returns a network's embeddings, `[B, D]`."""
+    return outputs(network, batch).embedding
