@@ -48,18 +48,20 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
     recalls = [key for key in next(iter(metrics["pairs"].values())) if key.startswith("recall@")]
     labelled = any("strict" in figures for figures in metrics["pairs"].values())
     shown = "recall@10" if "recall@10" in recalls else recalls[-1]
-    table = Table("query -> gallery", *recalls, "median rank", "chance", box=None)
+    further = _further(metrics)
+    table = Table("query -> gallery", *recalls, "median rank", "chance", *further, box=None)
     if labelled:
         table.add_column(f"strict {shown}", justify="right")
     table.add_column("gallery", justify="right")
     table.add_column("trained in")
-    for column in table.columns[1 : 3 + len(recalls)]:
+    for column in table.columns[1 : 3 + len(recalls) + len(further)]:
         column.justify = "right"
     ordered = sorted(metrics["pairs"].items(), key=lambda item: item[1]["emergent"])
     for name, figures in ordered:
         row = [name.replace("_to_", " -> ")]
         row += [f"{figures[recall]:.3f}" for recall in recalls]
         row += [f"{figures['median_rank']:g}", f"{figures[f'chance_{shown}']:.3f}"]
+        row += [f"{figures[name]:.4g}" if name in figures else "" for name in further]
         if labelled:
             row.append(f"{figures['strict'][shown]:.3f}" if "strict" in figures else "")
         row += [str(figures["gallery"]), figures["trained_in"] or "- (emergent)"]
@@ -69,6 +71,19 @@ def metrics_table(metrics: Mapping[str, Any]) -> Table:
         table.caption = f"chance: of {shown}."
     table.caption_justify = "left"
     return table
+
+
+def _further(metrics: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the figures that some pair has from a metric that was asked for."""
+    own = ("recall@", "chance_", "median_rank")
+    return list(
+        dict.fromkeys(
+            name
+            for figures in metrics["pairs"].values()
+            for name, value in figures.items()
+            if isinstance(value, float) and not name.startswith(own)
+        )
+    )
 
 
 def plugin_rows(plugins: PluginManager) -> list[dict[str, Any]]:

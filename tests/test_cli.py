@@ -150,7 +150,7 @@ class TestUsage:
         ("arguments", "words"),
         [
             ((), "Usage: "),
-            (("rnu",), "No such command 'rnu'"),
+            (("rnu",), "error: no command 'rnu'. Available: cache, "),
             (("run",), "Missing argument 'CHAIN'"),
             (("run", "chain.yaml", "--util", "one"), "No such option: --util"),
             (("validate", "chain.yaml", "--set"), "--set"),
@@ -159,6 +159,91 @@ class TestUsage:
     )
     def test_wrong(self, geobind: Geobind, arguments: tuple[str, ...], words: str) -> None:
         assert_refused(geobind(*arguments), words)
+
+
+COMMANDS = """\
+    import typer
+    from geobind_core import hookimpl
+
+    def count(space: str, limit: int = 10) -> None:
+        "Count what is in a space."
+        print(f"{space}: {limit}")
+
+    index = typer.Typer(help="Look for places among millions.")
+
+    @index.command()
+    def build(space: str) -> None:
+        "Build an index."
+        print(f"built {space}")
+
+    def odd(what: dict[str, int]) -> None:
+        pass
+
+    @hookimpl
+    def geobind_register_commands():
+        return [("count", count), ("index", index), ("odd", odd), ("run", count)]
+    """
+
+
+class TestPluginCommands:
+    @pytest.fixture
+    def geobind(self, folder: Path, process: Geobind, monkeypatch: pytest.MonkeyPatch) -> Geobind:
+        """Calls it in a process of its own, with two plugins that leave a mark when they are imported."""
+        installed = folder / "installed"
+        for name, source in (("count", COMMANDS), ("moss", "def (:\n"), ("fern", "")):
+            module = f"geobind_plugin_{name}"
+            info = installed / f"{module}-0.3.dist-info"
+            info.mkdir(parents=True)
+            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: geobind-plugin-{name}\nVersion: 0.3\n")
+            (info / "entry_points.txt").write_text(f"[geobind]\n{name} = {module}\n")
+            mark = f"open({str(folder / name)!r}, 'w').close()\n" if name != "moss" else ""
+            (installed / f"{module}.py").write_text(mark + dedent(source))
+        monkeypatch.setenv("PYTHONPATH", str(installed))
+        return process
+
+    def test_help_says_where_they_are_and_imports_none(self, geobind: Geobind, folder: Path) -> None:
+        done = geobind("--help")
+        assert done.stdout.endswith("  Plugins may add commands; `geobind plugins` lists them.\n")
+        assert "count" not in done.stdout
+        assert not (folder / "count").exists()
+
+    def test_the_plugin_whose_entry_point_is_so_named_is_enough(self, geobind: Geobind, folder: Path) -> None:
+        done = geobind("count", "here", "--limit", "3")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "here: 3\n", "")
+        assert (folder / "count").exists()
+        assert not (folder / "fern").exists()
+
+    def test_otherwise_all_are_asked(self, geobind: Geobind, folder: Path) -> None:
+        done = geobind("index", "build", "here")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "built here\n", "")
+        assert (folder / "fern").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (("count", "--help"), ("Count what is in a space.", "--limit")),
+            (("index", "--help"), ("Look for places among millions.", "build  Build an index.")),
+        ],
+    )
+    def test_their_help(self, geobind: Geobind, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+        done = geobind(*arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert all(word in done.stdout for word in words)
+
+    def test_the_cores_own_stays_its_own(self, geobind: Geobind) -> None:
+        assert geobind("run", "chain.yaml", "--dry-run").returncode == 0
+        rows = {row["distribution"]: row for row in json.loads(geobind("plugins", "--json").stdout)}
+        row = rows["geobind-plugin-count"]
+        assert row["provides"] == {"command": ["count", "index", "odd", "run"]}
+        assert (row["status"], row["conflicts"]) == ("conflict", ["run"])
+        assert row["error"].startswith("command 'run' is also provided by geobind ")
+
+    def test_what_cannot_be_used(self, geobind: Geobind) -> None:
+        assert_refused(geobind("odd", "1"), "error: command 'odd' of geobind-plugin-count 0.3 cannot be used: ")
+        assert_refused(geobind("moss"), "command 'moss' is provided by geobind-plugin-moss 0.3, which cannot be loaded")
+        broken = geobind("undex")
+        assert_refused(broken, "error: no command 'undex'. Available: ", "Did you mean 'index'?", "geobind-plugin-moss")
+        assert "install" not in broken.stderr
 
 
 class TestInit:
@@ -236,6 +321,7 @@ class TestJson:
         assert (done.returncode, done.stderr) == (0, "")
         rows = {row["distribution"]: row for row in json.loads(done.stdout)}
         assert rows["geobind-plugin-imagery"]["status"] == "loaded"
+        assert rows["geobind-plugin-imagery"]["warnings"] == []
         assert rows["geobind-plugin-imagery"]["provides"] == {"modality": ["ground_image", "satellite", "text"]}
         assert rows["geobind-plugin-audio"]["status"] == "disabled"
 
@@ -260,6 +346,13 @@ class TestJson:
                 "why": "comes after --until one",
             },
         ]
+
+
+def test_an_unknown_name_to_disable_is_a_warning(process: Geobind) -> None:
+    done = process("validate", "chain.yaml", "--disable-plugin", "adio")
+    assert (done.returncode, done.stdout) == (0, "chain.yaml: valid; 2 stages, 2 modalities\n")
+    assert done.stderr.startswith("warning: --disable-plugin adio: no plugin has this name. Available: audio, ")
+    assert done.stderr.endswith(" Did you mean 'audio'?\n")
 
 
 class TestTables:

@@ -195,6 +195,9 @@ class TestSchema:
             ("log_with", "wandb"),
             ("log_with", []),
             ("mixed_precision", "no"),
+            ("evaluate", {"metrics": ["median_km"]}),
+            ("evaluate", {"metrics": [{"name": "median_km"}]}),
+            ("plugins", "audio"),
         ],
     )
     def test_accepts(self, schema: dict[str, Any], chain: dict[str, Any], section: str, value: object) -> None:
@@ -204,6 +207,8 @@ class TestSchema:
         ("section", "value"),
         [
             ("evalute", {}),
+            ("evaluate", {"metrics": ["median_mm"]}),
+            ("evaluate", {"metrics": [{"name": "median_km", "unit": "m"}]}),
             ("seed", "x"),
             ("seed", -1),
             ("modalities", {}),

@@ -47,7 +47,9 @@ def measure(
     for name, modalities in evaluated(chain, datasets, space.modalities).items():
         datasets.require_rows(name, chain.config.evaluate.split, modalities)
         data, config = datasets.open(name), chain.config
-        found = evaluate_data(space, data, modalities, config.evaluate, config.loader, reporter, config.seed, chain.metrics)
+        found = evaluate_data(
+            space, data, modalities, config.evaluate, config.loader, reporter, config.seed, chain.metrics
+        )
         for pair, figures in found.items():
             if pair not in pairs or _trained_on(chain, figures["trained_in"])[:1] == (name,):
                 pairs[pair] = figures
@@ -97,12 +99,11 @@ def _inputs(chain: Chain, run: RunFolder, stored: Mapping[str, Any]) -> dict[str
     space = read_json(run.space / "space.json") or {}
     names = _names(chain)
     known = stored.get("content") or {}
+    metrics = {name: metric.config.model_dump(mode="json") for name, metric in chain.metrics.items()}
     return {
         "space": {name: m["content_hash"] for name, m in space.get("modalities", {}).items()},
         "pairs": space.get("pairs"),
         "evaluate": chain.config.evaluate.model_dump(mode="json", exclude={"metrics"}),
-        # With the versions that compute them. Runs without any were measured before there were some.
-        **({"metrics": {n: m.config.model_dump(mode="json") for n, m in chain.metrics.items()}} if chain.metrics else {}),
         "data": {
             name: chain.sources[name].config.model_dump(mode="json", include={"fields", "labels", "split"})
             for name in names
@@ -110,6 +111,8 @@ def _inputs(chain: Chain, run: RunFolder, stored: Mapping[str, Any]) -> dict[str
         # What was measured on data that is gone stays measured.
         "content": {name: _content(chain, name) or known.get(name) for name in names},
         "seed": chain.config.seed,
+        # Under names with the versions that compute them. Runs without any may be older than this key.
+        **({"metrics": metrics} if metrics else {}),
     }
 
 

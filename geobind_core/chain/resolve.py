@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from geobind_core.chain.extras import load_onlookers, resolve_metrics
 from geobind_core.chain.model import Chain, ChainModality
 from geobind_core.chain.stages import resolve_stage
 from geobind_core.config import overrides
@@ -16,7 +17,6 @@ from geobind_core.config.models import ChainConfig
 from geobind_core.config.problems import Problem, from_pydantic, suggest
 from geobind_core.errors import ConfigError, GeoBindError, PluginError, raise_all
 from geobind_core.plugins.manager import PluginManager
-from geobind_core.plugins.metric import Metric
 from geobind_core.plugins.source import Source
 from geobind_core.plugins.stage_kind import StageKind
 
@@ -60,7 +60,8 @@ class Resolver:
         names = self._names("modalities")
         self._check_references(names, modalities)
         stages = self._stages(names, sources, modalities)
-        metrics = self._metrics()
+        metrics = resolve_metrics(self)
+        load_onlookers(self)
         self.raise_problems()
         assert config is not None
         return Chain(
@@ -180,26 +181,6 @@ class Resolver:
         for i, name in enumerate(listed if isinstance(listed, list) else ()):
             if name not in sources:
                 self.problem(("evaluate", "data", i), f"no data set '{name}'. {suggest(name, sources)}")
-
-    def _metrics(self) -> dict[str, Metric[Any]]:
-        evaluate = self.document.data.get("evaluate")
-        listed = evaluate.get("metrics") if isinstance(evaluate, dict) else None
-        metrics: dict[str, Metric[Any]] = {}
-        for i, raw in enumerate(listed if isinstance(listed, list) else ()):
-            settings, path = {"name": raw} if isinstance(raw, str) else raw, ("evaluate", "metrics", i)
-            if not isinstance(settings, dict) or "name" not in settings:
-                if isinstance(settings, dict):
-                    self.problem(path, "'name' is required: the registered name of a metric.")
-                continue
-            provided = self.find("metric", settings["name"], (*path, "name") if isinstance(raw, dict) else path)
-            config = self.validate(provided.cls.Config, settings, path) if provided else None
-            if provided is None or config is None:
-                continue
-            known_as = f"metric {provided.name} of {provided.distribution} {provided.version}"
-            if known_as in metrics:
-                self.problem(path, f"metric '{provided.name}' is given twice.")
-            metrics[known_as] = provided.cls(config)
-        return metrics
 
     def _stages(
         self, names: Sequence[str], sources: Mapping[str, Source[Any]], modalities: Mapping[str, ChainModality]

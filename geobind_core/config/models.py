@@ -284,3 +284,6 @@ class ChainConfig(RunConfig):
     data: dict[Name, PluginSettings] = Field(description="Data set -> its source and settings.", min_length=1)
     stages: list[dict[str, Any]] = Field(description="The chain, in order.", min_length=1)
     evaluate: EvaluateConfig = EvaluateConfig()
+    plugins: OneOrMore = Field(
+        default_factory=list, description="Plugins that only look on: entry points to load though nothing names them."
+    )

@@ -100,9 +100,7 @@ def evaluate_data(
             "emergent": frozenset((query, gallery)) not in trained,
             "trained_in": trained.get(frozenset((query, gallery))),
         }
-        retrieval = Retrieval(
-            query, gallery, len(readable), found.ranks.numpy(), found.nearest.numpy(), places, places
-        )
+        retrieval = Retrieval(query, gallery, len(readable), found.ranks.numpy(), found.nearest.numpy(), places, places)
         further = further_figures(metrics or {}, retrieval, figures, reporter)
         pairs[f"{query}_to_{gallery}"] = {**figures, **further}
     return pairs

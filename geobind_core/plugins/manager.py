@@ -157,7 +157,39 @@ class PluginManager:
             )
         raise self._not_found(kind, readable, name, distribution)
 
+    def require(self, name: str) -> None:
+        """Loads the plugins with an entry point of this name, whatever they provide.
+
+        Raises:
+            PluginError: There is none, or it is broken or disabled.
+        """
+        named = [record for record in self.records if record.answers_to(name)]
+        for record in named:
+            self._load(record)
+        if (failed := self._unusable("plugin", name)) is not None:
+            raise failed
+        if not named:
+            names = {n for record in self.records for n in record.names}
+            near = get_close_matches(name, names, 1)
+            raise PluginError(
+                f"no plugin '{name}'. {suggest(name, names)}", hint=install_hint("plugin", name, guess=not near)
+            )
+
     def _not_found(self, kind: str, readable: str, name: str, distribution: str) -> PluginError:
+        if (failed := self._unusable(readable, name)) is not None:
+            return failed
+        available = self.registry.names(kind)
+        near = get_close_matches(name, available, 1)
+        broken = [f"{r.who} ({r.error})" for r in self.records if r.status == "broken"]
+        hints = [f"Not loaded because broken: {'; '.join(broken)}."] if broken else []
+        # After a slip of the keyboard, to install what might be called after it is bad advice.
+        hints.append(install_hint(kind, name, distribution, guess=not near and kind != COMMAND))
+        return PluginError(
+            f"no {readable} '{name}'. {suggest(name, available)}", hint=" ".join(hint for hint in hints if hint)
+        )
+
+    def _unusable(self, readable: str, name: str) -> PluginError | None:
+        """Returns what is wrong with the plugin whose entry point has this name, if it cannot be used."""
         for record in self.records:
             if record.answers_to(name) and record.status == "disabled":
                 return PluginError(
@@ -169,15 +201,7 @@ class PluginManager:
                     f"{readable} '{name}' is provided by {record.who}, which cannot be loaded: {record.error}",
                     hint="`geobind plugins` shows the state of all plugins.",
                 )
-        available = self.registry.names(kind)
-        near = get_close_matches(name, available, 1)
-        broken = [f"{r.who} ({r.error})" for r in self.records if r.status == "broken"]
-        hints = [f"Not loaded because broken: {'; '.join(broken)}."] if broken else []
-        # After a slip of the keyboard, to install what might be called after it is bad advice.
-        hints.append(install_hint(kind, name, distribution, guess=not near and kind != COMMAND))
-        return PluginError(
-            f"no {readable} '{name}'. {suggest(name, available)}", hint=" ".join(hint for hint in hints if hint)
-        )
+        return None
 
     # ------------------------------------------------------------------ life cycle
 

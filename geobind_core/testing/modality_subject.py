@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +13,7 @@ import numpy as np
 from geobind_core.plugins.modality import EncoderOutput, Modality
 from geobind_core.testing.check import require
 from geobind_core.testing.packaging import PluginSubject
+from geobind_core.testing.values import map_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +51,11 @@ class ModalitySubject(PluginSubject):
         """Whether it draws observations from nowhere."""
         return self.owner.draw is not Modality.draw
 
+    @cached_property
+    def needed_decoded(self) -> list[Any]:
+        """What `read` makes of the cells, for checks that are not about reading."""
+        return self.need(self.decoded, "example_cells")
+
     def decoded(self) -> list[Any]:
         """Returns what `read` makes of the cells, or what it draws instead."""
         if self.cells or not self.draws:
@@ -79,27 +86,72 @@ class ModalitySubject(PluginSubject):
             raise SkipTest(f"there are no example cells; {NO_CELLS}")
         return self.cells
 
+    @cached_property
     def needed_samples(self) -> list[Any]:
-        """Returns samples, for checks that are not about reading."""
+        """Samples, for checks that are not about reading."""
         return self.need(self.samples, "example_cells")
 
-    def needed_batch(self) -> Any:
-        """Returns a batch of all samples, for checks that are not about collating."""
-        samples = self.needed_samples()
-        return self.need(lambda: self.modality.collate(samples), "collate")
+    def batch(self) -> Any:
+        """Returns a batch of all samples."""
+        batch, rows = self.modality.collate(self.needed_samples), set[int]()
+        map_tensors(batch, lambda tensor: rows.add(len(tensor) if tensor.ndim else 0))
+        counted = " and ".join(map(str, sorted(rows))) or "no"
+        require(
+            rows == {len(self.needed_samples)}, f"{len(self.needed_samples)} samples make tensors of {counted} rows"
+        )
+        return batch
 
-    def network(self, seed: int = SEED) -> nn.Module:
+    @cached_property
+    def needed_batch(self) -> Any:
+        """A batch of all samples, for checks that are not about collating."""
+        return self.need(self.batch, "collate")
+
+    def build(self, seed: int = SEED, modality: Modality[Any] | None = None) -> nn.Module:
         """Builds a network of its own, in evaluation mode."""
         import torch
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.modality.build_encoder().eval()
+            return (modality or self.modality).build_encoder().eval()
+
+    def output(self) -> tuple[nn.Module, torch.Tensor]:
+        """Returns a network and what it makes of the batch, `[B, D]`, which is as it should be."""
+        network = self.build()
+        found = outputs(network, self.needed_batch)
+        require_sound(found, len(self.needed_samples), getattr(network, "embed_dim", None))
+        return network, found.embedding
 
     @cached_property
-    def shared_network(self) -> nn.Module:
-        """A network that no check changes."""
-        return self.need(self.network, "output")
+    def needed_output(self) -> tuple[nn.Module, torch.Tensor]:
+        """A network that no check changes and its output, for checks that are not about its form."""
+        return self.need(self.output, "output")
+
+
+def require_sound(found: EncoderOutput, rows: int, declared: Any) -> None:
+    """Makes sure that losses and the space can use what a network returned.
+
+    Raises:
+        CheckError: A shape, a type or a value is not as it should be.
+    """
+    import torch
+
+    value = found.embedding
+    require(isinstance(value, torch.Tensor), f"the embedding is {type(value).__name__}; expected a tensor")
+    shape = tuple(value.shape)
+    require(len(shape) == 2 and shape[0] == rows, f"the output has shape {shape}; expected [B, D] with B = {rows}")
+    require(value.dtype == torch.float32, f"the output is {value.dtype}; expected torch.float32")
+    require(torch.isfinite(value).all(), "the output has NaN or infinite numbers")
+    if isinstance(declared, int):
+        require(declared == shape[1], f"the network says `embed_dim` {declared}, and its output has D = {shape[1]}")
+    wanted = {"tokens": (rows, None, None), "mask": (rows, None), "log_variance": shape}
+    for name, expected in wanted.items():
+        extra = getattr(found, name)
+        if extra is not None:
+            fits = len(expected) == extra.ndim and all(
+                e in (None, s) for e, s in zip(expected, extra.shape, strict=True)
+            )
+            require(fits, f"`{name}` has shape {tuple(extra.shape)}, with an embedding of shape {shape}")
+            require(torch.isfinite(extra).all(), f"`{name}` has NaN or infinite numbers")
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -109,7 +161,8 @@ def generator(seed: int = 0) -> np.random.Generator:
 
 def transformed(modality: Modality[Any], sample: Any, *, train: bool = False, seed: int = 0) -> Any:
     """Returns what `collate` takes."""
-    return modality.transform(sample, train=train, rng=generator(seed))
+    # A copy: whether the sample itself is left alone is a check of its own.
+    return modality.transform(copy.deepcopy(sample), train=train, rng=generator(seed))
 
 
 def outputs(network: nn.Module, batch: Any) -> EncoderOutput:

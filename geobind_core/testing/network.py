@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from geobind_core.plugins.modality import Modality
 from geobind_core.testing.check import CheckError, Definition, require
-from geobind_core.testing.modality_subject import SEED, ModalitySubject, embedding, outputs
+from geobind_core.testing.modality_subject import SEED, ModalitySubject, embedding
 from geobind_core.testing.values import CLOSE, distance, rows_of
 
 if TYPE_CHECKING:
@@ -16,52 +16,31 @@ if TYPE_CHECKING:
 
 
 def _output(subject: ModalitySubject) -> None:
-    import torch
-
-    batch, network = subject.needed_batch(), subject.network()
-    found, rows = outputs(network, batch), len(subject.needed_samples())
-    value = found.embedding
-    require(isinstance(value, torch.Tensor), f"the embedding is {type(value).__name__}; expected a tensor")
-    shape = tuple(value.shape)
-    require(len(shape) == 2 and shape[0] == rows, f"the output has shape {shape}; expected [B, D] with B = {rows}")
-    require(value.dtype == torch.float32, f"the output is {value.dtype}; expected torch.float32")
-    require(torch.isfinite(value).all(), "the output has NaN or infinite numbers")
-    declared = getattr(network, "embed_dim", None)
-    if isinstance(declared, int):
-        require(declared == shape[1], f"the network says `embed_dim` {declared}, and its output has D = {shape[1]}")
-    wanted = {"tokens": (rows, None, None), "mask": (rows, None), "log_variance": shape}
-    for name, expected in wanted.items():
-        extra = getattr(found, name)
-        if extra is not None:
-            fits = extra.ndim == len(expected) and all(
-                e in (None, s) for e, s in zip(expected, extra.shape, strict=True)
-            )
-            require(fits, f"`{name}` has shape {tuple(extra.shape)}, with an embedding of shape {shape}")
-            require(torch.isfinite(extra).all(), f"`{name}` has NaN or infinite numbers")
+    subject.output()
 
 
 def _looks_at_its_input(subject: ModalitySubject) -> None:
-    found = subject.need(lambda: embedding(subject.shared_network, subject.needed_batch()), "output")
+    _, found = subject.needed_output
     unit = found / found.norm(dim=1, keepdim=True)
     require(distance(unit[0], unit[1]) > 1e-6, "the first two samples have the same embedding")
 
 
 def _row_alone(subject: ModalitySubject) -> None:
-    batch, network = subject.needed_batch(), subject.shared_network
-    together = subject.need(lambda: embedding(network, batch), "output")
+    network, together = subject.needed_output
     for row in range(len(together)):
-        alone = embedding(network, rows_of(batch, slice(row, row + 1)))
+        alone = embedding(network, rows_of(subject.needed_batch, slice(row, row + 1)))
         apart = distance(alone[0], together[row])
+        # Not `>`: NaN is no agreement.
         require(apart <= CLOSE, f"row {row} alone is embedded otherwise than in its batch, by {apart:.1%}")
 
 
 def _gradients(subject: ModalitySubject) -> None:
     import torch
 
-    batch, network = subject.needed_batch(), subject.need(subject.network, "output")
+    network, _ = subject.need(subject.output, "output")
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
     require(trainable, "no parameter of the network requires a gradient")
-    _backward(network, batch)
+    _backward(network, subject.needed_batch)
     without = [name for name, p in trainable.items() if p.grad is None]
     require(not without, f"no gradient reaches {', '.join(without[:5])}" + (" and others" if len(without) > 5 else ""))
     bad = [name for name, p in trainable.items() if p.grad is not None and not torch.isfinite(p.grad).all()]
@@ -90,30 +69,27 @@ def _trained(subject: ModalitySubject) -> nn.Module:
     """Returns a network that is not as it was built: a step was made, running statistics have run."""
     import torch
 
-    network = subject.need(subject.network, "output")
+    network, _ = subject.need(subject.output, "output")
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if trainable:
-        subject.need(lambda: _backward(network, subject.needed_batch()), "gradients")
+        subject.need(lambda: _backward(network, subject.needed_batch), "gradients")
         torch.optim.SGD(trainable, lr=0.01).step()
     return network.eval()
 
 
 def _moved(subject: ModalitySubject, source: nn.Module, modality: Modality[Any]) -> torch.Tensor:
     """Returns the embeddings of a network built anew, with the state of another that went through a file."""
-    import torch
     from safetensors.torch import load, save
 
     state = load(save({k: v.detach().contiguous().clone() for k, v in source.state_dict().items()}))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED + 1)
-        network = modality.build_encoder()
+    network = subject.build(SEED + 1, modality)
     network.load_state_dict(state)
-    return embedding(network.eval(), subject.needed_batch())
+    return embedding(network, subject.needed_batch)
 
 
 def _state(subject: ModalitySubject) -> None:
     trained = _trained(subject)
-    apart = distance(_moved(subject, trained, subject.modality), embedding(trained, subject.needed_batch()))
+    apart = distance(_moved(subject, trained, subject.modality), embedding(trained, subject.needed_batch))
     require(apart <= 1e-6, f"with its saved state, a network built anew embeds otherwise, by {apart:.1%}")
 
 
@@ -124,7 +100,7 @@ def _rebuild(subject: ModalitySubject) -> None:
         require(getattr(config, name) is None, f"`rebuild_config` keeps `{name}`: a saved space would load it again")
     stored = type(config).model_validate(json.loads(config.model_dump_json()))
     rebuilt = subject.owner(stored)
-    apart = distance(_moved(subject, trained, rebuilt), embedding(trained, subject.needed_batch()))
+    apart = distance(_moved(subject, trained, rebuilt), embedding(trained, subject.needed_batch))
     require(apart <= 1e-6, f"the network of `rebuild_config` embeds otherwise, by {apart:.1%}")
 
 

@@ -50,8 +50,8 @@ class PluginSubject:
 
 def _import(subject: PluginSubject) -> None:
     module = subject.owner.__module__
-    if module == "__main__" or module.startswith("geobind_core."):
-        raise SkipTest(f"{module} is no module of a plugin")
+    if module == "__main__":
+        raise SkipTest("it is defined in the program that runs, not in a module")
     command = [sys.executable, "-c", _IMPORT, json.dumps(sys.path), module]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 3:

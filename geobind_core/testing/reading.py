@@ -11,7 +11,7 @@ from geobind_core.errors import GeoBindError
 from geobind_core.plugins.modality import Preview
 from geobind_core.testing.check import CheckError, Definition, require
 from geobind_core.testing.modality_subject import ModalitySubject, embedding, generator, transformed
-from geobind_core.testing.values import CLOSE, distance, map_tensors, same
+from geobind_core.testing.values import CLOSE, distance, same
 
 REFUSALS = (GeoBindError, OSError, ValueError, TypeError)
 
@@ -23,7 +23,7 @@ def _example_cells(subject: ModalitySubject) -> None:
 
 def _read_again(subject: ModalitySubject) -> None:
     for number, cell in enumerate(subject.needed_cells()):
-        first, second = subject.modality.read(cell), subject.modality.read(cell)
+        first, second = subject.needed_decoded[number], subject.modality.read(cell)
         require(same(first, second) is not False, f"`read` of example cell {number} returns something else each time")
         samples = [transformed(subject.modality, decoded) for decoded in (first, second)]
         require(same(*samples) is not False, f"example cell {number} read twice makes two samples")
@@ -43,22 +43,22 @@ def _unreadable(subject: ModalitySubject) -> None:
 
 def _same_seed(subject: ModalitySubject) -> None:
     for train in (False, True):
-        for number, decoded in enumerate(subject.need(subject.decoded, "example_cells")):
+        for number, decoded in enumerate(subject.needed_decoded):
             found = [transformed(subject.modality, decoded, train=train) for _ in range(2)]
             require(same(*found) is not False, f"train={train}: sample {number} differs with the same seed")
 
 
 def _no_chance(subject: ModalitySubject) -> None:
-    for number, decoded in enumerate(subject.need(subject.decoded, "example_cells")):
+    for number, decoded in enumerate(subject.needed_decoded):
         found = [transformed(subject.modality, decoded, seed=seed) for seed in (0, 1)]
         require(same(*found) is not False, f"train=False: sample {number} depends on the seed")
 
 
 def _in_place(subject: ModalitySubject) -> None:
-    for number, decoded in enumerate(subject.need(subject.decoded, "example_cells")):
-        before = copy.deepcopy(decoded)
+    for number, kept in enumerate(subject.needed_decoded):
+        before, decoded = copy.deepcopy(kept), copy.deepcopy(kept)
         for train in (False, True):
-            transformed(subject.modality, decoded, train=train)
+            subject.modality.transform(decoded, train=train, rng=generator())
             require(same(before, decoded) is not False, f"train={train}: `transform` changed sample {number} itself")
 
 
@@ -73,22 +73,17 @@ def _draw(subject: ModalitySubject) -> None:
 
 def _picklable(subject: ModalitySubject) -> None:
     again = pickle.loads(pickle.dumps(subject.modality))
-    for number, decoded in enumerate(subject.need(subject.decoded, "example_cells")):
+    for number, decoded in enumerate(subject.needed_decoded):
         for train in (False, True):
             found = [transformed(modality, decoded, train=train) for modality in (subject.modality, again)]
             require(same(*found) is not False, f"train={train}: after pickling, sample {number} is another")
-    pickle.loads(pickle.dumps(subject.needed_samples()))
+    pickle.loads(pickle.dumps(subject.needed_samples))
 
 
 def _collate(subject: ModalitySubject) -> None:
-    samples = subject.needed_samples()
-    batch = subject.modality.collate(samples)
-    rows: list[int] = []
-    map_tensors(batch, lambda tensor: rows.append(len(tensor) if tensor.ndim else 0))
-    require(set(rows) == {len(samples)}, f"{len(samples)} samples make tensors of {rows} rows")
-    network = subject.shared_network
-    together = subject.need(lambda: embedding(network, batch), "output")
-    for number, sample in enumerate(samples):
+    subject.batch()
+    network, together = subject.needed_output
+    for number, sample in enumerate(subject.needed_samples):
         alone = embedding(network, subject.modality.collate([sample]))
         apart = distance(alone[0], together[number])
         # Not `>`: NaN is no agreement.

@@ -14,7 +14,7 @@ from unittest import SkipTest
 
 from geobind_core.data.paired import PairedData
 from geobind_core.errors import DataError
-from geobind_core.plugins.source import Observations, Reference, Source
+from geobind_core.plugins.source import Observations, Reference, Source, SourceConfig
 from geobind_core.testing.check import Check, CheckError, Definition, checks_of, require
 from geobind_core.testing.packaging import PACKAGING_CHECKS, PluginSubject
 
@@ -27,6 +27,7 @@ class SourceSubject(PluginSubject):
 
     def __init__(self, source: Source[Any], missing: Source[Any] | None) -> None:
         super().__init__("source", type(source), source.config)
+        self.config: SourceConfig
         self.source = source
         self.missing = missing
         self._prepared = False
@@ -43,10 +44,20 @@ class SourceSubject(PluginSubject):
             self._prepared = True
         return self.source.observations()
 
+    def rows_of(self, found: Observations) -> PairedData:
+        """Returns the rows as a stage has them.
+
+        Raises:
+            DataError: A column is missing, or keys are not unique.
+        """
+        return PairedData(self.owner.name, found, self.config)
+
     def needed(self) -> Observations:
         """Returns the rows, for checks that are not about whether there are any."""
         try:
-            return self.observations()
+            found = self.observations()
+            self.rows_of(found)
+            return found
         except Exception as error:  # the check `observations` says what
             raise SkipTest("see the check observations") from error
 
@@ -58,7 +69,7 @@ def _silent(done: int, total: int, text: str) -> None:
 def _observations(subject: SourceSubject) -> None:
     found = subject.observations()
     require(isinstance(found, Observations), f"observations() returns {type(found).__name__}; expected Observations")
-    data = PairedData(subject.owner.name, found, subject.source.config)  # it says what is wrong with columns and keys
+    data = subject.rows_of(found)
     missing = [name for name in subject.owner.default_fields if name not in data.fields]
     require(not missing, f"`default_fields` names {', '.join(missing)}, which observations() maps to no column")
 

@@ -138,8 +138,8 @@ ONE_MISTAKE = {
     "misspelled key at the top": (
         "evaluate: {", "evalute: {", "evalute", "evalute",
         "unknown key 'evalute'. Available: binding, channels_last, compile, data, embed_dim, evaluate, "
-        "identical_files, loader, log_with, mixed_precision, modalities, name, seed, split_distance_km, stages, "
-        "strict_splits. Did you mean 'evaluate'?",
+        "identical_files, loader, log_with, mixed_precision, modalities, name, plugins, seed, split_distance_km, "
+        "stages, strict_splits. Did you mean 'evaluate'?",
     ),
     "misspelled key in a stage": (
         "epochs: 3", "epoch: 3", "epoch: 3", "stages[1].epoch",
@@ -183,7 +183,7 @@ ONE_MISTAKE = {
     ),
     "misspelled key in evaluate": (
         "gallery: 100", "galery: 100", "galery", "evaluate.galery",
-        "unknown key 'galery'. Available: batch_size, data, gallery, max_bad_samples, recall_at, split. "
+        "unknown key 'galery'. Available: batch_size, data, gallery, max_bad_samples, metrics, recall_at, split. "
         "Did you mean 'gallery'?",
     ),
     "unknown modality in train, of several": (
@@ -241,12 +241,13 @@ ONE_MISTAKE = {
     ),
     "unknown source": (
         "source: table", "source: tabel", "tabel", "data.earth.source",
-        "no source 'tabel'. Available: soundingearth, synthetic_earth, table. Did you mean 'table'?",
+        "no source 'tabel'. Available: huggingface, soundingearth, synthetic_earth, table, webdataset. "
+        "Did you mean 'table'?",
     ),
     "missing source": (
         "    source: table\n", "", "earth:", "data.earth.source",
         "'source' is required: the registered name of a kind of data set. "
-        "Available: soundingearth, synthetic_earth, table.",
+        "Available: huggingface, soundingearth, synthetic_earth, table, webdataset.",
     ),
     "unknown loss": (
         "name: infonce", "name: infoncee", "infoncee", "stages[0].loss.name",
@@ -272,6 +273,29 @@ ONE_MISTAKE = {
     "unknown data set": (
         "    data: earth\n    epochs", "    data: earht\n    epochs", "earht", "stages[1].data",
         "no data set 'earht'. Available: archive, earth. Did you mean 'earth'?",
+    ),
+    "unknown metric": (
+        "gallery: 100", "metrics: [median_kn]", "median_kn", "evaluate.metrics[0]",
+        "no metric 'median_kn'. Available: median_km. Did you mean 'median_km'?",
+    ),
+    "unknown setting of a metric": (
+        "gallery: 100", "metrics: [{name: median_km, furlongs: 8}]", "furlongs", "evaluate.metrics[0].furlongs",
+        "unknown key 'furlongs'. Available: name.",
+    ),
+    "metric given twice": (
+        "gallery: 100", "metrics: [median_km, {name: median_km}]", "median_km", "evaluate.metrics[1]",
+        "metric 'median_km' is given twice.",
+    ),
+    "metric without a name": (
+        "gallery: 100", "metrics: [{furlongs: 8}]", "furlongs", "evaluate.metrics[0]",
+        "'name' is required: the registered name of a metric.",
+    ),
+    "metric of the wrong type": (
+        "gallery: 100", "metrics: [3]", "metrics", "evaluate.metrics[0]", "found 3; expected a mapping.",
+    ),
+    "unknown onlooker": (
+        "evaluate: {", "plugins: [audoi]\nevaluate: {", "audoi", "plugins[0]",
+        "no plugin 'audoi'. Available: audio, ground_image, satellite, synthetic_earth, text. Did you mean 'audio'?",
     ),
     "unknown data set to evaluate on": (
         "gallery: 100", "data: [earth, earht]", "earht", "evaluate.data[1]",

@@ -1,14 +1,14 @@
-"""The examples in the docstrings of the hooks and of the base class run as they stand."""
+"""The examples in the docstrings of the hooks and of the base classes run as they stand."""
 
 import doctest
 from types import ModuleType
 
 import pytest
 
-from geobind_core.plugins import hooks, modality
+from geobind_core.plugins import hooks, metric, modality
 
 
-@pytest.mark.parametrize("module", [hooks, modality], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [hooks, metric, modality], ids=lambda module: module.__name__)
 def test_examples_run(module: ModuleType) -> None:
     failed, attempted = doctest.testmod(module)
     assert attempted > 0
