@@ -176,7 +176,7 @@ COMMANDS = """\
         "Build an index."
         print(f"built {space}")
 
-    def odd(what: dict[str, int]) -> None:
+    def odd(what: int | str) -> None:
         pass
 
     @hookimpl
