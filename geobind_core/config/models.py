@@ -43,6 +43,8 @@ DataSets = Annotated[
         {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}, {**_WEIGHTS, "minProperties": 1}]}
     ),
 ]
+
+
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from importlib.metadata import entry_points
 from typing import Any
 from unittest import SkipTest
 
 from pydantic import BaseModel, ValidationError
 
+from geobind_core.plugins.discovery import discover
 from geobind_core.plugins.registry import REGISTER_HOOKS
 from geobind_core.testing.check import Definition, require
 
@@ -64,14 +64,14 @@ def _registration(subject: PluginSubject) -> None:
     owner, package = subject.owner, subject.owner.__module__.partition(".")[0]
     name = getattr(owner, "name", None)
     require(isinstance(name, str) and name, f"{owner.__name__} has no `name`")
-    points = [p for p in entry_points(group="geobind") if p.module.partition(".")[0] == package]
-    if not points:
+    records = [record for record in discover() if record.value.partition(":")[0].partition(".")[0] == package]
+    if not records:
         raise SkipTest(f"no installed distribution has an entry point into {package}")
-    listed = sorted({point.name for point in points})
-    found = [point for point in points if point.name == name]
+    listed = sorted({point for record in records for point in record.names})
+    found = [record for record in records if name in record.names]
     require(found, f"`name` is '{name}'; the entry points of {package} are named {', '.join(listed)}")
-    hook = REGISTER_HOOKS[subject.kind]
-    register = getattr(found[0].load(), hook, None)
+    point, hook = found[0].entry_point, REGISTER_HOOKS[subject.kind]
+    register = getattr(point.load() if point else None, hook, None)
     require(register is not None, f"{found[0].value}, where entry point '{name}' leads, has no {hook}")
     require(owner in list(register()), f"{hook} of {found[0].value} does not return {owner.__name__}")  # type: ignore[misc]
 

@@ -1,12 +1,49 @@
-"""Throw-away distributions: a module and a `*.dist-info` folder beside it."""
+"""Throw-away distributions: a module and a `*.dist-info` folder beside it. A small chain that needs one of them."""
 
 import importlib
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
+from geobind_core.cli import main
+
+Done = subprocess.CompletedProcess[str]
+HEATH = """\
+    import numpy as np
+    from geobind_core import Modality, hookimpl
+
+    class Heather(Modality):
+        name = "heather"
+
+        def build_encoder(self):
+            from torch import nn
+            return nn.Linear(2, 8)
+
+        def transform(self, sample, *, train, rng):
+            return np.float32(sample)
+
+    class Gorse(Heather):
+        name = "gorse"
+
+    @hookimpl
+    def geobind_register_modalities():
+        return [Heather, Gorse]
+    """
+CHAIN = """\
+    binding: heather
+    embed_dim: 8
+    log_with: []
+    modalities: {heather: , gorse: }
+    data:
+      moor: {source: table, path: moor.csv, fields: {heather: [x, y], gorse: [y, x]}}
+    stages:
+      - {name: moor, train: [heather, gorse], anchor: [], data: moor, epochs: 1, batch_size: 8}
+    evaluate: {recall_at: [1], metrics: [median_km]}
+    """
 
 
 class Installed:
@@ -47,3 +84,30 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Installed]:
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", "")).startswith(str(folder)):
             del sys.modules[name]
+
+
+@pytest.fixture
+def moor(tmp_path: Path, add: Installed) -> Path:
+    """A folder with a chain over numbers, and the one plugin that it needs installed."""
+    add("heath", HEATH, entry_points={"heather": "geobind_plugin_heath", "gorse": "geobind_plugin_heath"})
+    folder = tmp_path / "moor"
+    folder.mkdir()
+    (folder / "chain.yaml").write_text(dedent(CHAIN))
+    rows = [f"{i},{i % 7 / 7},{i % 5 / 5},{i},{i / 2}\n" for i in range(60)]
+    (folder / "moor.csv").write_text("key,x,y,longitude,latitude\n" + "".join(rows))
+    return folder
+
+
+@pytest.fixture
+def geobind(moor: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Calls the command line in this process, which has torch already."""
+    monkeypatch.chdir(moor)
+
+    def geobind(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["geobind", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        written = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, int(caught.value.code or 0), written.out, written.err)
+
+    return geobind

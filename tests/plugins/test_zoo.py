@@ -10,35 +10,11 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-import pytest
-
-from geobind_core.cli import main
 from geobind_core.plugins import hooks
 
 Done = subprocess.CompletedProcess[str]
 COMMAND = (sys.executable, "-m", "geobind_core.cli")
 
-HEATH = """\
-    import numpy as np
-    from geobind_core import Modality, hookimpl
-
-    class Heather(Modality):
-        name = "heather"
-
-        def build_encoder(self):
-            from torch import nn
-            return nn.Linear(2, 8)
-
-        def transform(self, sample, *, train, rng):
-            return np.float32(sample)
-
-    class Gorse(Heather):
-        name = "gorse"
-
-    @hookimpl
-    def geobind_register_modalities():
-        return [Heather, Gorse]
-    """
 NAMED = """\
     from geobind_core import Modality, hookimpl
     class Named(Modality):
@@ -70,44 +46,6 @@ ZOO: dict[str, tuple[str | None, str, str]] = {
     "ghost": (None, "broken", "only its metadata is: what is left of an installation"),
     "heavy": ("import torch\n" + dedent(NAMED.format(name="heavy")), "loaded", "slow: importing it imports torch"),
 }
-CHAIN = """\
-    binding: heather
-    embed_dim: 8
-    log_with: []
-    modalities: {heather: , gorse: }
-    data:
-      moor: {source: table, path: moor.csv, fields: {heather: [x, y], gorse: [y, x]}}
-    stages:
-      - {name: moor, train: [heather, gorse], anchor: [], data: moor, epochs: 1, batch_size: 8}
-    evaluate: {recall_at: [1], metrics: [median_km]}
-    """
-
-
-@pytest.fixture
-def moor(tmp_path: Path, add: Any) -> Path:
-    """A folder with a chain over numbers, and the one plugin that it needs installed."""
-    add("heath", HEATH, entry_points={"heather": "geobind_plugin_heath", "gorse": "geobind_plugin_heath"})
-    folder = tmp_path / "moor"
-    folder.mkdir()
-    (folder / "chain.yaml").write_text(dedent(CHAIN))
-    rows = [f"{i},{i % 7 / 7},{i % 5 / 5},{i},{i / 2}\n" for i in range(60)]
-    (folder / "moor.csv").write_text("key,x,y,longitude,latitude\n" + "".join(rows))
-    return folder
-
-
-@pytest.fixture
-def geobind(moor: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """Calls the command line in this process, which has torch already."""
-    monkeypatch.chdir(moor)
-
-    def geobind(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["geobind", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        written = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, int(caught.value.code or 0), written.out, written.err)
-
-    return geobind
 
 
 def fill(add: Any) -> None:

@@ -124,7 +124,7 @@ def test_source(make: Callable[[Any, Path], dict[str, Any]], world: Any, tmp_pat
     assert {n: r.message for n, r in results.items() if r.status not in ("ok", "skipped")} == {}
     # A table is at an absolute path here, and found from any folder.
     assert results["missing_data"].status == ("skipped" if name == "table" else "ok")
-    assert results["references"].status == ("ok" if name in ("webdataset", "huggingface") else "skipped")
+    assert results["references"].status == ("ok" if name == "webdataset" else "skipped")
     assert {results[n].status for n in ("observations", "prepare_again", "fingerprint", "import_without_torch")} == {
         "ok"
     }
