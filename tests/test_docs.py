@@ -31,6 +31,7 @@ from geobind_core.data.webdataset import WebDatasetConfig
 from geobind_core.plugins.loss import LogitScaleConfig, LossConfig
 from geobind_core.plugins.modality import ModalityConfig
 from geobind_core.plugins.source import SourceConfig, SplitConfig
+from geobind_core.testing import loss_checks, modality_checks, source_checks
 from geobind_core.training.losses import InfoNCEConfig, SigmoidConfig
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +131,7 @@ def test_there_are_chains() -> None:
 
 
 @pytest.mark.parametrize("snippet", CHAINS)
-def test_whole_chains_are_valid(snippet: Snippet, location_plugin: Path, tmp_path: Path) -> None:
+def test_whole_chains_are_valid(snippet: Snippet, weather_plugin: Path, tmp_path: Path) -> None:
     path = tmp_path / "stages.yaml"
     path.write_text(snippet.text, encoding="utf-8")
     load_chain(path, plugin_manager())
@@ -140,10 +141,11 @@ def test_whole_chains_are_valid(snippet: Snippet, location_plugin: Path, tmp_pat
 
 
 @pytest.fixture
-def location_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def weather_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The example of README, as an installed distribution."""
-    project = tomllib.loads(titled(ROOT / "README.md", "pyproject.toml"))
-    yield from _installed(tmp_path / "location", project, ROOT / "README.md", monkeypatch)
+    points = {"geobind": {"weather": "geobind_plugin_weather"}}
+    project = {"project": {"name": "geobind-plugin-weather", "version": "0.1.0", "entry-points": points}}
+    yield from _installed(tmp_path / "weather", project, ROOT / "README.md", monkeypatch)
 
 
 def _installed(
@@ -164,34 +166,21 @@ def _installed(
         sys.modules.pop(module, None)
 
 
-def test_the_plugin_works_as_it_is_written(location_plugin: Path) -> None:
-    import torch
-
+def test_the_plugin_works_as_it_is_written(weather_plugin: Path) -> None:
     manager = plugin_manager()
-    (record,) = [r for r in manager.records if r.distribution == "geobind-plugin-location"]
-    assert (record.names, record.status) == (["location"], "available")
-    cls = manager.find("modality", "location").cls
+    (record,) = [r for r in manager.records if r.distribution == "geobind-plugin-weather"]
+    assert (record.names, record.status) == (["weather"], "available")
+    cls = manager.find("modality", "weather").cls
     assert record.status == "loaded"
-    modality = cls(cls.Config())
-    cells = [(0.0, 0.0), (139.7, 35.7), (-180.0, -90.0)]
-    batch = modality.collate([modality.transform(modality.read(cell), train=True, rng=None) for cell in cells])
-    embedding = modality.build_encoder()(batch)
-    assert embedding.shape == (3, 128)
-    assert torch.isfinite(embedding).all()
-    with pytest.raises(ValueError, match="no place on Earth"):
-        modality.read((35.7, 139.7))
+    results = {check.name: check.result() for check in modality_checks(cls)}
+    assert {name: r.message for name, r in results.items() if r.status not in ("ok", "skipped")} == {}
+    assert [name for name, r in results.items() if r.status == "skipped"] == ["draw"]
 
 
 def test_the_plugin_is_at_most_60_lines_and_the_same_everywhere() -> None:
-    files = ("pyproject.toml", "geobind_plugin_location.py")
-    written = [titled(ROOT / "README.md", file) for file in files]
-    assert sum(len(text.splitlines()) for text in written) <= 60
-    assert written == [titled(PAGES / "write-a-plugin.md", file) for file in files]
-
-
-def test_how_to_test_a_plugin(location_plugin: Path) -> None:
-    (snippet,) = [s for s in snippets_of(PAGES / "write-a-plugin.md") if s.text.startswith("import torch")]
-    exec(compile(snippet.text, str(snippet), "exec"), {})
+    module = titled(ROOT / "README.md", "geobind_plugin_weather.py")
+    assert len(module.splitlines()) <= 60
+    assert module == titled(PAGES / "write-a-plugin.md", "geobind-plugin-weather/geobind_plugin_weather.py")
 
 
 def test_the_source_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +191,7 @@ def test_the_source_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
             "entry-points": {"geobind": {"geojson": "geobind_plugin_geojson"}},
         }
     }
-    for _ in _installed(tmp_path / "plugin", project, PAGES / "write-a-plugin.md", monkeypatch):
+    for _ in _installed(tmp_path / "plugin", project, PAGES / "write-other-plugins.md", monkeypatch):
         cls = plugin_manager().find("source", "geojson").cls
         features = [
             {"geometry": {"type": "Point", "coordinates": [8.5, 47.4]}, "properties": {"tile": "a.jpg"}, "id": 7},
@@ -214,6 +203,8 @@ def test_the_source_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
         observations = source.observations()
         assert observations.table["key"].to_pylist() == ["7", "1"]
         assert observations.table["longitude"].to_pylist() == [8.5, 9.5]
+        failed = {str(c): r.message for c in source_checks(source) if (r := c.result()).status == "failed"}
+        assert failed == {}
         before = source.fingerprint()
         file.write_text(json.dumps({"type": "FeatureCollection", "features": features[:1]}))
         assert source.fingerprint() != before
@@ -231,8 +222,10 @@ def test_the_loss_works_as_it_is_written(tmp_path: Path, monkeypatch: pytest.Mon
             "entry-points": {"geobind": {"triplet": "geobind_plugin_triplet"}},
         }
     }
-    for _ in _installed(tmp_path, project, PAGES / "write-a-plugin.md", monkeypatch):
+    for _ in _installed(tmp_path, project, PAGES / "write-other-plugins.md", monkeypatch):
         cls = plugin_manager().find("loss", "triplet").cls
+        failed = {str(c): r.message for c in loss_checks(cls) if (r := c.result()).status == "failed"}
+        assert failed == {}
         loss = cls(cls.Config(name="triplet")).build()
         first = torch.eye(4).requires_grad_()
         own = loss(EncoderOutput(first), EncoderOutput(torch.eye(4)), None)

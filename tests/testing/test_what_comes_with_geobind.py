@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ground_image": {"model": "geobind-tiny"},
     "text": {"model": "geobind-tiny"},
     "audio": {"model": "geobind-tiny", "sample_rate": 8000, "seconds": 0.5},
+    "environment": {"variables": ["elevation", "temperature", "rain"], "width": 16, "depth": 1},
 }
 LOSSES: list[tuple[str, dict[str, Any]]] = [
     ("infonce", {}),

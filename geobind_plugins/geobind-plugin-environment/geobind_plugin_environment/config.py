@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from pydantic import Field, model_validator
 
 from geobind_core import ModalityConfig
@@ -20,7 +18,9 @@ class EnvironmentConfig(ModalityConfig):
     width: int = Field(512, ge=1, description="Units of a hidden layer.")
     depth: int = Field(4, ge=0, description="Residual blocks.")
     embed_dim: int = Field(512, ge=1, description="D of the encoder.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of a block's hidden units that are left out in training.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of a block's hidden units that are left out in training."
+    )
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> EnvironmentConfig:
@@ -28,11 +28,9 @@ class EnvironmentConfig(ModalityConfig):
             raise ValueError("`variables` has a name twice")
         if (self.mean is None) != (self.std is None):
             raise ValueError("`mean` and `std` belong together; give both or neither")
-        for name, values in (("mean", self.mean or ()), ("std", self.std or ())):
-            if values and len(values) != len(self.variables):
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != len(self.variables):
                 raise ValueError(f"`{name}` has {len(values)} numbers, `variables` has {len(self.variables)} names")
-            if not all(math.isfinite(value) for value in values):
-                raise ValueError(f"`{name}` is {list(values)}; expected finite numbers")
         if not all(value > 0 for value in self.std or ()):
             raise ValueError(f"`std` is {list(self.std or ())}; expected numbers above 0; leave out what never varies")
         if self.pretrained is not None:

@@ -46,8 +46,7 @@ class EnvironmentEncoder(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         missing = values.isnan()
-        # Not multiplied by the mask: NaN times 0 is NaN, and so would be its gradient.
-        numbers = ((torch.where(missing, self.mean, values)) - self.mean) / self.std
+        numbers = (torch.where(missing, self.mean, values) - self.mean) / self.std
         if self.squashed:
             numbers = torch.asinh(numbers)
         embedding: torch.Tensor = self.network(torch.cat([numbers, missing.to(numbers.dtype)], dim=1))

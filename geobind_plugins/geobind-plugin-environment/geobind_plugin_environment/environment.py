@@ -63,6 +63,12 @@ class Environment(Modality[EnvironmentConfig]):
 
         return sample.astype(np.float32)
 
+    def example_cells(self, rng: np.random.Generator) -> list[Any]:
+        """Returns rows of numbers of all sizes, the last of them with a gap if there is more than one variable."""
+        count = len(self.config.variables)
+        rows = [rng.normal(scale=10.0**power, size=count).tolist() for power in range(4)]
+        return [*rows[:3], [*rows[3][:-1], None] if count > 1 else rows[3]]
+
     def inspect(self, cell: Any) -> Mapping[str, str | int | float]:
         """Returns the variables by name, without those that are missing, and how many are."""
         named = self._named(cell)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from geobind_core import DataError, Modality, Preview
@@ -22,7 +22,7 @@ class Location(Modality[LocationConfig]):
     """Where a place is: longitude and latitude in degrees, WGS 84.
 
     A batch is `[B, 2]` float32. Rounding to 32 bits moves a place by less than a metre; the finest
-    waves that the published encoders have are 10 km long.
+    waves that the published encoders have are 20 km long.
     """
 
     name: ClassVar[str] = "location"
@@ -35,7 +35,7 @@ class Location(Modality[LocationConfig]):
         return build(self.config)
 
     def read(self, cell: Any) -> Place:
-        """Takes a longitude and a latitude, as numbers or as texts with numbers.
+        """Takes a longitude and a latitude: two numbers, or a text such as `8.54, 47.37`.
 
         Longitudes from 0 to 360 are understood. A place has one pair of numbers only: 180 becomes -180, and
         at a pole the longitude is 0.
@@ -52,8 +52,9 @@ class Location(Modality[LocationConfig]):
                 f"longitude {longitude:g}, latitude {latitude:g} is no place on Earth.",
                 hint="Longitude comes first." if swapped else "Expected degrees, WGS 84.",
             )
-        longitude = 0.0 if abs(latitude) == 90 else (longitude + 180) % 360 - 180
-        return np.array([longitude, latitude])
+        if longitude >= 180:
+            longitude -= 360
+        return np.array([0.0 if abs(latitude) == 90 else longitude, latitude])
 
     def transform(self, sample: Place, *, train: bool, rng: np.random.Generator) -> npt.NDArray[np.float32]:
         """Rounds to 32 bits."""
@@ -66,6 +67,10 @@ class Location(Modality[LocationConfig]):
         import numpy as np
 
         return np.array([rng.uniform(-180, 180), math.degrees(math.asin(rng.uniform(-1, 1)))])
+
+    def example_cells(self, rng: np.random.Generator) -> list[Any]:
+        """Returns places as tables have them."""
+        return [(8.54, 47.37), [359.5, -33.0], "-70.25, -89.5", self.draw(rng)]
 
     def inspect(self, cell: Any) -> Mapping[str, str | int | float]:
         """Returns longitude and latitude."""
@@ -80,9 +85,11 @@ class Location(Modality[LocationConfig]):
 
 
 def _numbers(cell: Any) -> tuple[float, float]:
+    values = cell.split(",") if isinstance(cell, str) else cell
     try:
-        values = cell.split(",") if isinstance(cell, str) else cell
-        longitude, latitude = (float(value) for value in values if isinstance(values, Iterable))
+        if isinstance(cell, bytes):
+            raise TypeError
+        longitude, latitude = (float(value) for value in values)
     except (TypeError, ValueError):
         raise DataError(f"found {cell!r}; expected a longitude and a latitude.") from None
     return longitude, latitude
