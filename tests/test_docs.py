@@ -16,7 +16,9 @@ import pytest
 import typer
 import yaml
 from geobind_plugin_audio.config import AudioConfig, FeatureConfig
+from geobind_plugin_environment.config import EnvironmentConfig
 from geobind_plugin_imagery.config import ClipConfig, ImageConfig
+from geobind_plugin_location.config import LocationConfig
 from geobind_plugin_synthetic_earth.source import SyntheticEarthConfig
 from pydantic import BaseModel
 
@@ -271,6 +273,8 @@ TABLES: list[tuple[str, str, int, type[BaseModel], type[BaseModel] | None]] = [
     ("modalities.md", "text", 0, ClipConfig, ModalityConfig),
     ("modalities.md", "audio", 0, AudioConfig, ModalityConfig),
     ("modalities.md", "audio", 1, FeatureConfig, None),
+    ("modalities.md", "location", 0, LocationConfig, ModalityConfig),
+    ("modalities.md", "environment", 0, EnvironmentConfig, ModalityConfig),
 ]
 
 

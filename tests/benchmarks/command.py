@@ -17,7 +17,7 @@ from rich.console import Console
 
 from geobind_core.errors import EXIT_INTERRUPTED
 
-from . import anchor_cache, audio, floor, images, large_table, overhead, peer, shards, tiled_infonce, two_pass
+from . import anchor_cache, audio, floor, images, large_table, location, overhead, peer, shards, tiled_infonce, two_pass
 from .measure import Settings
 from .results import Row, machine, table_of
 
@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     floor.SECOND: floor.run_second,
     large_table.NAME: large_table.run,
     shards.NAME: shards.run,
+    location.NAME: location.run,
 }
 
 

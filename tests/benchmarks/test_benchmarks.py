@@ -18,6 +18,7 @@ FIGURES = {
     "audio": 4,
     "images": 5,
     "shards": 5,
+    "location": 3,
     "gpu_stage_1": 2,
     "gpu_stage_2": 2,
 }

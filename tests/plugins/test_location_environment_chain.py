@@ -1,4 +1,4 @@
-"""A chain of places and what is measured there: it trains, extends, draws random places, and goes on after a failure."""
+"""A chain of places and what is measured there: trains, extends, draws random places, goes on after a failure."""
 
 from __future__ import annotations
 
