@@ -60,10 +60,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, nursery: Any) -> tuple
     chain["stages"][1]["checkpoint"] = {"steps": 100}  # so that whatever there is comes from a signal
     kill.write_numbers(folder, chain)
     assert nursery.run(folder, "--until", "one")[0] == 0
-    shutil.copytree(folder, folder.with_name("begun"))
+    shutil.copytree(folder, folder.with_name(f"{folder.name}-begun"))
     code, errors = nursery.run(folder, *UNTIL)
     assert code == 0, errors
-    return folder.with_name("begun"), folder
+    return folder.with_name(f"{folder.name}-begun"), folder
 
 
 @pytest.fixture
