@@ -49,6 +49,7 @@ stages:
 evaluate: {gallery: 100}
 """
 NAMES = "audio, ground_image, satellite, text"
+INSTALLED = "audio, environment, ground_image, location, satellite, text"
 STAGE_KEYS = (
     "anchor, anchor_cache, anchor_views, augment, batch_norm, batch_size, checkpoint, data, epochs, freeze_trunk, "
     "kind, loss, max_bad_samples, micro_batch_size, name, optimizer, pairs, scheduler, train"
@@ -233,11 +234,11 @@ ONE_MISTAKE = {
     ),
     "unknown plugin": (
         "text: {model: geobind-tiny}", "text: {plugin: txt}", "txt", "modalities.text.plugin",
-        f"no modality 'txt'. Available: {NAMES}. Did you mean 'text'?",
+        f"no modality 'txt'. Available: {INSTALLED}. Did you mean 'text'?",
     ),
     "modality that no plugin provides": (
         "  text: {model: geobind-tiny}", "  text: {model: geobind-tiny}\n  audios: {}", "audios", "modalities.audios",
-        f"no modality 'audios'. Available: {NAMES}. Did you mean 'audio'?",
+        f"no modality 'audios'. Available: {INSTALLED}. Did you mean 'audio'?",
     ),
     "unknown source": (
         "source: table", "source: tabel", "tabel", "data.earth.source",
@@ -295,7 +296,8 @@ ONE_MISTAKE = {
     ),
     "unknown onlooker": (
         "evaluate: {", "plugins: [audoi]\nevaluate: {", "audoi", "plugins[0]",
-        "no plugin 'audoi'. Available: audio, ground_image, satellite, synthetic_earth, text. Did you mean 'audio'?",
+        "no plugin 'audoi'. Available: audio, environment, ground_image, location, satellite, synthetic_earth, text. "
+        "Did you mean 'audio'?",
     ),
     "unknown data set to evaluate on": (
         "gallery: 100", "data: [earth, earht]", "earht", "evaluate.data[1]",
