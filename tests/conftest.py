@@ -48,6 +48,27 @@ WORLD_CLASSES = ("red", "green", "blue", "yellow", "purple", "grey")
 _COLOURS = ((200, 30, 30), (30, 180, 40), (40, 60, 210), (220, 210, 50), (150, 40, 160), (120, 120, 120))
 
 
+# Files that take long, the longest first: begun last, one of them would keep one process busy and the others idle.
+LONG = (
+    "failures",
+    "distributed_run",
+    "quality",
+    "processes",
+    "interrupts",
+    "run",
+    "soundingearth_run",
+    "kill",
+    "docs",
+    "pack",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts what takes long first; `--no-loadscope-reorder` keeps it there."""
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keeps the tests, and the processes that they start, out of the user's cache."""

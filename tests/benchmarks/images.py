@@ -36,16 +36,16 @@ def run(settings: Settings) -> list[Row]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return [*_photos(settings), *_scene(settings)]
+        return [*_photos(settings, "fine", 6), *_photos(settings, "soft", 2), *_scene(settings)]
     finally:
         torch.set_num_threads(threads)
 
 
-def _photos(settings: Settings) -> list[Row]:
+def _photos(settings: Settings, kind: str, grain: float) -> list[Row]:
     from open_clip.transform import image_transform
 
     count, side = (2, 300) if settings.quick else (32, 800)
-    files = [path.read_bytes() for path in write_photos(settings.folder / "photos", "photo", count, side)]
+    files = [path.read_bytes() for path in write_photos(settings.folder / kind, "photo", count, side, grain)]
     modality = _modality()
     cropping = modality.with_augment([Augmentation("random_resized_crop")])
     rng = np.random.default_rng(0)
@@ -62,8 +62,8 @@ def _photos(settings: Settings) -> list[Row]:
     note = f"{side} x {side}, {len(files[0]) / 1000:.0f} kB, one thread; theirs is normalised, ours are bytes"
     rows = []
     for what, mine, other, goal in (
-        ("a JPEG for evaluation", ours, theirs(image_transform(_TOWER, is_train=False)), Goal(">=", 3.5)),
-        ("a JPEG, random_resized_crop", ours_cropped, theirs(image_transform(_TOWER, is_train=True)), None),
+        (f"a {kind} JPEG for evaluation", ours, theirs(image_transform(_TOWER, is_train=False)), Goal(">=", 3.5)),
+        (f"a {kind} JPEG, random_resized_crop", ours_cropped, theirs(image_transform(_TOWER, is_train=True)), None),
     ):
         sides = {
             name: lambda work=work: timed(lambda: [work(data) for data in files]) / len(files)  # type: ignore[misc]
@@ -80,7 +80,7 @@ def _photos(settings: Settings) -> list[Row]:
     rows.append(
         Row(
             NAME,
-            "difference of the pixels",
+            f"{kind}: difference of the pixels",
             "of 255",
             max(off),
             peer_name=_PEER,

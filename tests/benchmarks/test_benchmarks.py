@@ -16,7 +16,7 @@ FIGURES = {
     "anchor_cache": 3,
     "open_clip_train": 2,
     "audio": 4,
-    "images": 5,
+    "images": 8,
     "shards": 5,
     "large_table": 4,
     "location": 3,
