@@ -34,6 +34,8 @@ class Image(Modality[ImageConfig]):
 
     @cached_property
     def _size(self) -> int:
+        if self.config.image_size is not None:  # no need to import open_clip, which takes seconds
+            return self.config.image_size
         from geobind_plugin_imagery.towers import image_size
 
         return image_size(self.config)

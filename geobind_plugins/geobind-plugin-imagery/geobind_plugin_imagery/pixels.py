@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
-from torchvision.transforms.v2 import RandAugment
-from torchvision.transforms.v2 import functional as transforms
 
 from geobind_core import Augmentation
 from geobind_plugin_imagery.needs import Need, of_random_part
@@ -75,7 +73,8 @@ def resize_and_crop(image: torch.Tensor, size: int, extent: tuple[float, float] 
         high, wide = (size if side == shorter else int(size * side / shorter) for side in sides)
         image = _resize(image, high, wide, extent)
     if image.shape[-2:] != (size, size):
-        image = transforms.center_crop(image, [size, size])
+        top, left = (round((side - size) / 2) for side in image.shape[-2:])  # as torchvision's center_crop
+        image = image[..., top : top + size, left : left + size]
     return image
 
 
@@ -123,6 +122,8 @@ def augment(image: torch.Tensor, step: Augmentation, rng: np.random.Generator) -
     if step.name == "dihedral":
         turned = torch.rot90(image, int(rng.integers(4)), dims=(-2, -1))
         return turned.flip(-1) if rng.random() < 0.5 else turned
+    from torchvision.transforms.v2 import RandAugment  # takes seconds to import, in every loader process
+
     operations, magnitude = _randaugment_arguments(step.arguments)
     # torchvision draws from torch's global generator; it is lent a seed of ours and given back.
     with torch.random.fork_rng(devices=[]):
