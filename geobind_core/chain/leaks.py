@@ -81,8 +81,7 @@ def _check_files(
 
 
 def _with(part: Part, modality: str) -> Part:
-    rows = np.concatenate([part.data.rows(split, [modality]) for split in ("train", "validation", "test")])
-    return Part(part.data, np.intersect1d(part.rows, rows))
+    return Part(part.data, part.rows[part.data.filled(modality)[part.rows]])
 
 
 def _same(place: str, modality: str, found: SameFiles) -> DataError:

@@ -59,6 +59,14 @@ class MixedData(PairedData):
         found = [part.rows(split, wanted) + start for part, start in zip(self.parts, self._starts, strict=False)]
         return np.concatenate(found)
 
+    def filled(self, modality: str) -> npt.NDArray[np.bool_]:
+        """Returns `[N]`, true where a row of any split or none has something for a modality."""
+        return np.concatenate([part.filled(modality) for part in self.parts])
+
+    def split_names(self) -> list[str | None]:
+        """Returns the split of each row, None for a row in none."""
+        return [name for part in self.parts for name in part.split_names()]
+
     def column_has_values(self, modality: str) -> bool:
         """Whether any row has something for a modality."""
         return any(part.column_has_values(modality) for part in self.parts)

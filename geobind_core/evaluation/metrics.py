@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from geobind_core.data.geography import Places, great_circle_km
 from geobind_core.plugins.metric import Metric, MetricConfig, Retrieval
-from geobind_core.progress import Reporter
+
+if TYPE_CHECKING:
+    from geobind_core.progress import Reporter
 
 _GUESSES = 100_000
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -23,7 +24,7 @@ _PEER = "ClipLoss"
 _SCALE = 1 / 0.07
 
 
-class _Side:
+class _Side(ABC):
     """One loss on its own copy of the same embeddings; called, it goes forward and backward once."""
 
     def __init__(self, size: int, dimension: int, *, second_frozen: bool) -> None:
@@ -41,14 +42,14 @@ class _Side:
             leaf.grad = None
         self.loss().backward()
 
-    def loss(self) -> torch.Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def loss(self) -> torch.Tensor: ...
 
     def leaves(self) -> list[torch.Tensor]:
         return [leaf for leaf in (self.first, self.second, self.scale()) if leaf.requires_grad]
 
-    def scale(self) -> torch.Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def scale(self) -> torch.Tensor: ...
 
     def gradients(self) -> list[torch.Tensor]:
         return [leaf.grad for leaf in (self.first, self.second) if leaf.grad is not None]

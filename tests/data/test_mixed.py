@@ -41,6 +41,8 @@ def test_rows_of_all() -> None:
     assert names(data, data.rows("train", ["value"])) == ["a2", "a3", "a4", "b1", "b2", "b3"]
     assert names(data, data.rows("test", ["value"])) == ["a0", "a1", "b0"]
     assert data.count("train") == 6
+    assert data.split_names() == ["test"] * 2 + ["train"] * 3 + ["test"] + ["train"] * 3
+    assert data.filled("value").tolist() == [True] * 9
     assert [data.key(row) for row in (4, 5)] == ["a/4", "b/0"]
 
 
