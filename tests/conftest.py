@@ -7,7 +7,9 @@ transformers save theirs.
 import csv
 import json
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keeps the tests, and the processes that they start, out of the user's cache."""
     os.environ["GEOBIND_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def in_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[Path], Callable[..., subprocess.CompletedProcess[str]]]:
+    """Returns what calls the command line in a folder, in this process, as a process of its own would answer."""
+    from geobind_core.cli import main
+
+    def in_folder(folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+        monkeypatch.chdir(folder)
+
+        def geobind(*arguments: str) -> subprocess.CompletedProcess[str]:
+            monkeypatch.setattr(sys, "argv", ["geobind", *arguments])
+            with pytest.raises(SystemExit) as caught:
+                main()
+            written = capsys.readouterr()
+            return subprocess.CompletedProcess(arguments, int(caught.value.code or 0), written.out, written.err)
+
+        return geobind
+
+    return in_folder
 
 
 @pytest.fixture(scope="module")

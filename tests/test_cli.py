@@ -14,8 +14,6 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from geobind_core.cli import main
-
 ROOT = Path(__file__).parents[1]
 VERBS = ("run", "init", "validate", "schema", "plugins", "eval")
 GEOBIND = (sys.executable, "-m", "geobind_core.cli")
@@ -56,18 +54,9 @@ def process(folder: Path) -> Geobind:
 
 
 @pytest.fixture
-def geobind(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Geobind:
+def geobind(folder: Path, in_process: Callable[[Path], Geobind]) -> Geobind:
     """Calls it in this process, which is ten times as fast."""
-    monkeypatch.chdir(folder)
-
-    def geobind(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["geobind", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        written = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, int(caught.value.code or 0), written.out, written.err)
-
-    return geobind
+    return in_process(folder)
 
 
 def assert_refused(done: Done, *words: str) -> None:

@@ -9,8 +9,6 @@ from textwrap import dedent
 
 import pytest
 
-from geobind_core.cli import main
-
 Done = subprocess.CompletedProcess[str]
 HEATH = """\
     import numpy as np
@@ -99,15 +97,6 @@ def moor(tmp_path: Path, add: Installed) -> Path:
 
 
 @pytest.fixture
-def geobind(moor: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+def geobind(moor: Path, in_process: Callable[[Path], Callable[..., Done]]) -> Callable[..., Done]:
     """Calls the command line in this process, which has torch already."""
-    monkeypatch.chdir(moor)
-
-    def geobind(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["geobind", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        written = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, int(caught.value.code or 0), written.out, written.err)
-
-    return geobind
+    return in_process(moor)
