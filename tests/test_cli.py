@@ -422,7 +422,13 @@ class TestEnds:
         # A pipe that nothing is written into keeps the verb reading until the signal comes.
         os.mkfifo(folder / "pipe.yaml")
         process = subprocess.Popen(
-            [*GEOBIND, "validate", "pipe.yaml"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*GEOBIND, "validate", "pipe.yaml"],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell lets what it starts in the background ignore Ctrl-C, and these tests are at times.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         with (folder / "pipe.yaml").open("w"):  # opens once the verb has opened its end
             process.send_signal(signal.SIGINT)
