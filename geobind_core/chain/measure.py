@@ -39,7 +39,7 @@ def measure(
     from accelerate import PartialState
 
     from geobind_core.evaluation.matrix import evaluate_data, largest_gallery
-    from geobind_core.evaluation.report import write_report
+    from geobind_core.report.page import write_report
     from geobind_core.space.space import Space
 
     space = Space.load(run.space, device=PartialState().device, plugins=chain.plugins)

@@ -1,1 +1,1 @@
-"""How well a space is bound: ranks, recalls, the matrix of all pairs, the report."""
+"""How well a space is bound: ranks, recalls, the matrix of all pairs."""

@@ -118,7 +118,7 @@ import json, os, runpy, signal, sys
 import accelerate, matplotlib.pyplot, torch, torch._decomp, torch._dynamo, torch._meta_registrations
 import torch.utils.tensorboard
 import geobind_core.chain.encoders, geobind_core.chain.execute, geobind_core.evaluation.matrix
-import geobind_core.evaluation.report, geobind_core.training.loop
+import geobind_core.report.page, geobind_core.training.loop
 
 print("ready", flush=True)
 for line in sys.stdin:

@@ -24,7 +24,7 @@ def write_report(run: Path, record: SpaceRecord, metrics: Mapping[str, Any]) -> 
         metrics: The content of `metrics.json`.
     """
     environment = Environment(
-        loader=PackageLoader("geobind_core.evaluation"),
+        loader=PackageLoader("geobind_core.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

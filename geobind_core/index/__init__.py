@@ -1,0 +1,1 @@
+"""Embeddings on disk: writing them, opening them, searching them."""
