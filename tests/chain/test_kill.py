@@ -115,7 +115,7 @@ def write_numbers(folder: Path, chain: dict[str, Any], rows: int = 50) -> None:
 # Imports take seconds of a process that trains for one. They are made once; nothing is computed before the fork.
 NURSERY = """\
 import json, os, runpy, signal, sys
-import accelerate, matplotlib.pyplot, torch, torch._decomp, torch._dynamo, torch._meta_registrations
+import accelerate, matplotlib.pyplot, pandas, torch, torch._decomp, torch._dynamo, torch._meta_registrations
 import torch.utils.tensorboard
 import geobind_core.chain.encoders, geobind_core.chain.execute, geobind_core.evaluation.matrix
 import geobind_core.report.page, geobind_core.training.loop
