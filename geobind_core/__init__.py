@@ -14,9 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from geobind_core.errors import DataError as DataError
+    from geobind_core.errors import ExportError as ExportError
     from geobind_core.errors import GeoBindError as GeoBindError
     from geobind_core.errors import WeightsError as WeightsError
     from geobind_core.hub import require_hub_files as require_hub_files
+    from geobind_core.plugins.export import Exporter as Exporter
+    from geobind_core.plugins.export import ExportPart as ExportPart
+    from geobind_core.plugins.export import Stored as Stored
+    from geobind_core.plugins.export import Written as Written
     from geobind_core.plugins.hooks import hookimpl as hookimpl
     from geobind_core.plugins.loss import ExtraItems as ExtraItems
     from geobind_core.plugins.loss import LocalPair as LocalPair
@@ -46,6 +51,9 @@ _HOMES = {
     "Augmentation": "plugins.modality",
     "DataError": "errors",
     "EncoderOutput": "plugins.modality",
+    "ExportError": "errors",
+    "ExportPart": "plugins.export",
+    "Exporter": "plugins.export",
     "ExtraItems": "plugins.loss",
     "GeoBindError": "errors",
     "LocalPair": "plugins.loss",
@@ -68,7 +76,9 @@ _HOMES = {
     "StageInfo": "plugins.stage_kind",
     "StageKind": "plugins.stage_kind",
     "StageResult": "plugins.stage_kind",
+    "Stored": "plugins.export",
     "WeightsError": "errors",
+    "Written": "plugins.export",
     "hookimpl": "plugins.hooks",
     "require_hub_files": "hub",
 }

@@ -9,6 +9,7 @@ Every error says what happened, where, and what to do about it::
     │   ├── WeightsError        pretrained weights are not to be had, or do not fit
     │   ├── PluginError         a plugin is missing, broken or in conflict
     │   ├── SpaceError          a saved space is damaged or not compatible
+    │   ├── ExportError         a format cannot express a network, or the folder is not to be written
     │   └── RunFolderError      the run folder is not writable, in use, or holds something else
     └── TrainingError           training went wrong: not finite, or something frozen moved
 
@@ -79,6 +80,10 @@ class PluginError(InputError):
 
 class SpaceError(InputError):
     """A saved space is damaged, or does not belong with another."""
+
+
+class ExportError(InputError):
+    """A space cannot be written in a format, or not into this folder."""
 
 
 class RunFolderError(InputError):

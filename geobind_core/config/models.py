@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     GetJsonSchemaHandler,
     WithJsonSchema,
@@ -17,48 +15,28 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from geobind_core.config.problems import NAME_PATTERN
-
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+from geobind_core.config.evaluate import EvaluateConfig as EvaluateConfig
+from geobind_core.config.strict import TEXT, OneOrMore
+from geobind_core.config.strict import Name as Name
+from geobind_core.config.strict import StrictModel as StrictModel
 
 
 def _nothing_is_empty(value: Any) -> Any:
     return {} if value is None else value
 
 
-_TEXT = {"type": "string"}
-OneOrMore = Annotated[
-    list[str],
-    BeforeValidator(_as_list),
-    WithJsonSchema({"anyOf": [_TEXT, {"type": "array", "items": _TEXT}]}),
-]
 _WEIGHTS = {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}}
 DataSets = Annotated[
     str | list[str] | dict[str, Annotated[float, Field(gt=0)]],
     WithJsonSchema(
-        {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}, {**_WEIGHTS, "minProperties": 1}]}
+        {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1}, {**_WEIGHTS, "minProperties": 1}]}
     ),
 ]
 
 
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-MetricSettings = Annotated[dict[str, Any], BeforeValidator(_named)]
 PluginSettings = Annotated[dict[str, Any], BeforeValidator(_nothing_is_empty)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Steps = Literal["step", "epoch"]
-
-
-class StrictModel(BaseModel):
-    """Base of all settings: unknown keys are errors, and settings do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class AdamW(StrictModel):
@@ -224,20 +202,6 @@ class AlignConfig(StageConfig):
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}")
         return self
-
-
-class EvaluateConfig(StrictModel):
-    """What is measured after the last stage."""
-
-    gallery: int = Field(10_000, ge=2, description="Largest number of held-out rows to rank among.")
-    recall_at: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10, 100], min_length=1)
-    metrics: list[MetricSettings] = Field(
-        default_factory=list, description="Further figures: registered names, or mappings of a name and settings."
-    )
-    data: list[str] | None = Field(None, description="Data sets to evaluate on; default: those of the stages.")
-    split: Literal["validation", "test"] = Field("test", description="The rows that are held out.")
-    batch_size: int = Field(256, ge=1, description="Rows embedded at a time.")
-    max_bad_samples: float = Field(0.01, ge=0, le=1, description="Share of rows that may be unreadable.")
 
 
 class LoaderConfig(StrictModel):

@@ -1,1 +1,1 @@
-"""Encoders in the formats of other libraries, and a folder for the Hub."""
+"""Taking a space elsewhere: folders that other libraries open, and a folder for the Hub."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from geobind_core.plugins.export import Exporter
+
 ConfigT = TypeVar("ConfigT", bound="ModalityConfig")
 
 
@@ -181,6 +183,13 @@ class Modality(Generic[ConfigT]):
         `pretrained` also decides the architecture.
         """
         return self.config.model_copy(update={"pretrained": None, "init_from": None})
+
+    def exports(self) -> Mapping[str, Exporter]:
+        """Returns the formats of other libraries that `geobind export --to` can write this modality in.
+
+        A modality without any is still exported by `hub`, and by `onnx` where its batch is one tensor.
+        """
+        return {}
 
     def read(self, cell: Any) -> Any:
         """Decodes one cell of a table: a path, bytes, a string, numbers, or a tuple of columns.

@@ -23,6 +23,9 @@ Progress = Callable[[int, int, str], None]
 """Called as `progress(done, total, text)` while something long is under way."""
 
 
+_FOR_PEOPLE = ("license", "citation", "homepage")
+
+
 class SplitConfig(StrictModel):
     """How rows are divided into train, validation and test.
 
@@ -72,6 +75,9 @@ class SourceConfig(StrictModel):
         description="Modality -> a column of labels: rows with equal labels are equally right answers.",
     )
     split: SplitConfig | None = Field(None, description="How rows are divided into train, validation, test.")
+    license: str | None = Field(None, description="Licence of the data, for the model card: an SPDX name or words.")
+    citation: str | None = Field(None, description="How the data asks to be cited, for the model card.")
+    homepage: str | None = Field(None, description="Where the data is described, for the model card.")
 
 
 class Reference(ABC):
@@ -160,9 +166,10 @@ class Source(Generic[ConfigT]):
         """Identifies the content, cheaply: nothing is generated and no image is opened.
 
         The default is a hash of the source's own settings; a source over files adds the content of
-        its table. `fields`, `labels` and `split` do not count: the engine watches them itself.
+        its table. `fields`, `labels` and `split` do not count: the engine watches them itself. Nor does what is
+        said for the model card only.
         """
-        own = self.config.model_dump(mode="json", exclude={"fields", "labels", "split"})
+        own = self.config.model_dump(mode="json", exclude={"fields", "labels", "split", *_FOR_PEOPLE})
         return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
     def prepare(self, progress: Progress) -> None:

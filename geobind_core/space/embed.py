@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,11 +23,13 @@ class EmbeddedRows:
         rows: `[N]` row numbers, in the order asked for.
         embeddings: `[N, D]` float32, unit norm, on the CPU.
         bad: What could not be read.
+        further: Further fields of `EncoderOutput` that were asked for, `[N, …]` on the CPU.
     """
 
     rows: torch.Tensor
     embeddings: torch.Tensor
     bad: list[BadSample]
+    further: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def embed_rows(
@@ -39,6 +41,7 @@ def embed_rows(
     loader: LoaderConfig,
     device: torch.device,
     advance: Callable[[int], None] = lambda count: None,
+    further: Sequence[str] = (),
 ) -> EmbeddedRows:
     """Embeds rows in their order, always in the same batches, so that results repeat to the bit.
 
@@ -50,14 +53,20 @@ def embed_rows(
         loader: How to read.
         device: Where the network is.
         advance: Told how many rows have been done since the last call.
+        further: Fields of `EncoderOutput` to keep beside the embedding, where the encoder has them.
     """
     kept: list[torch.Tensor] = []
     parts: list[torch.Tensor] = []
     bad: list[BadSample] = []
+    fields: dict[str, list[torch.Tensor]] = {}
     requests = SequentialBatches(rows, batch_size)
 
     def embed(batch: Any) -> torch.Tensor:
-        embedding: torch.Tensor = encoder(batch).embedding
+        output = encoder(batch)
+        for name in further:
+            if (value := getattr(output, name)) is not None:
+                fields.setdefault(name, []).append(value.cpu().clone())
+        embedding: torch.Tensor = output.embedding
         return embedding
 
     for part in embed_batches(reader, embed, requests, rows, loader=loader, device=device):
@@ -68,7 +77,19 @@ def embed_rows(
         advance(len(part.rows) + len(part.bad))
     if not parts:
         return EmbeddedRows(torch.empty(0, dtype=torch.long), torch.empty(0, encoder.embed_dim), bad)
-    return EmbeddedRows(torch.cat(kept), torch.cat(parts), bad)
+    return EmbeddedRows(torch.cat(kept), torch.cat(parts), bad, {name: _joined(fields[name]) for name in fields})
+
+
+def _joined(batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns batches as one, `[B, T, …]` of different T made as long as the longest."""
+    longest = max((batch.shape[1] for batch in batches if batch.dim() > 1), default=0)
+    whole = []
+    for batch in batches:
+        if batch.dim() > 1 and batch.shape[1] < longest:
+            missing = batch.new_zeros(len(batch), longest - batch.shape[1], *batch.shape[2:])
+            batch = torch.cat([batch, missing], dim=1)
+        whole.append(batch)
+    return torch.cat(whole)
 
 
 def embed_batches(

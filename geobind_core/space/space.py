@@ -19,6 +19,7 @@ from geobind_core.plugins.manager import PluginManager
 from geobind_core.plugins.modality import Modality
 from geobind_core.space.embed import to_device
 from geobind_core.space.encoder import SpaceEncoder, state_hash
+from geobind_core.space.exported import EXPORT, ExportRecord, read_back, read_export, readable
 from geobind_core.space.lineage import FORMAT, ModalityRecord, SpaceRecord
 
 WEIGHTS = "model.safetensors"
@@ -37,14 +38,24 @@ class Space:
 
     Attributes:
         record: Lineage: what each modality is, and what it was aligned to.
+        export: What `geobind export` wrote beside the files of another library; None for a space of GeoBind's own.
     """
 
-    def __init__(self, folder: Path, record: SpaceRecord, plugins: PluginManager, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        record: SpaceRecord,
+        plugins: PluginManager,
+        device: torch.device,
+        export: ExportRecord | None = None,
+    ) -> None:
         self.folder = folder
         self.record = record
+        self.export = export
         self._plugins = plugins
         self._device = device
-        self._loaded: dict[str, tuple[Modality[Any], SpaceEncoder]] = {}
+        self._modalities: dict[str, Modality[Any]] = {}
+        self._encoders: dict[str, SpaceEncoder] = {}
 
     @classmethod
     def load(
@@ -53,7 +64,8 @@ class Space:
         """Opens a space. No network is loaded yet, and nothing is unpickled, ever.
 
         Args:
-            folder: The folder with `space.json`, or a run folder that has one under `space/`.
+            folder: The folder with `space.json`, a run folder that has one under `space/`, or a folder that
+                `geobind export` wrote for another library.
             device: Where networks and embeddings live, such as `"cuda"`.
             plugins: The plugin manager to look modalities up in; default: a new one.
 
@@ -64,6 +76,10 @@ class Space:
         recover_folder(path)
         if not (path / RECORD).is_file() and (path / "space" / RECORD).is_file():
             path = path / "space"
+        found, manager = torch.device(device), plugins or PluginManager()
+        if not (path / RECORD).is_file() and (path / EXPORT).is_file():
+            export = read_export(path)
+            return cls(path, readable(export, path), manager, found, export)
         if not (path / RECORD).is_file():
             raise SpaceError(
                 f"no {RECORD} here.", place=str(path), hint="`geobind run` writes a space to runs/<name>/space."
@@ -79,7 +95,7 @@ class Space:
             record = SpaceRecord.model_validate(raw)
         except ValidationError as error:
             raise SpaceError(f"the file is damaged: {error}", place=str(path / RECORD)) from error
-        return cls(path, record, plugins or PluginManager(), torch.device(device))
+        return cls(path, record, manager, found)
 
     def __repr__(self) -> str:
         return f"Space({str(self.folder)!r}, modalities={list(self.modalities)}, embed_dim={self.embed_dim})"
@@ -95,12 +111,19 @@ class Space:
         return self.record.embed_dim
 
     def modality(self, name: str) -> Modality[Any]:
-        """Returns the modality of a name: how its items are read and transformed."""
-        return self._load(name)[0]
+        """Returns the modality of a name: how its items are read and transformed. Loads no weights."""
+        if name not in self._modalities:
+            self._modalities[name] = modality_from(self.record_of(name), self._plugins)
+        return self._modalities[name]
 
     def encoder(self, name: str) -> SpaceEncoder:
         """Returns the network of a modality, frozen, on the space's device."""
-        return self._load(name)[1]
+        if name not in self._encoders:
+            record, modality = self.record_of(name), self.modality(name)
+            encoder = _fitted(modality, record, self.embed_dim, self.weights(name), self._place_of(name))
+            encoder.freeze()
+            self._encoders[name] = encoder.to(self._device)
+        return self._encoders[name]
 
     def embed(self, modality: str, items: Sequence[Any] | Iterable[Any], *, batch_size: int = 64) -> torch.Tensor:
         """Embeds items of one modality.
@@ -122,7 +145,7 @@ class Space:
             raise TypeError("items must be a list of items; put a single one into a list")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
-        reader, encoder = self._load(modality)
+        reader, encoder = self.modality(modality), self.encoder(modality)
         listed = list(items)
         parts = []
         with torch.inference_mode():
@@ -147,31 +170,47 @@ class Space:
         unit = torch.nn.functional.normalize
         return unit(queries.float(), dim=-1) @ unit(gallery.float(), dim=-1).T
 
-    def verify(self) -> None:
+    def weights(self, modality: str) -> dict[str, torch.Tensor]:
+        """Returns the tensors of a modality's encoder as the disk has them; builds no network.
+
+        Raises:
+            SpaceError: There is no such modality, or its weights are missing or damaged.
+        """
+        self.record_of(modality)
+        if self.export is not None:
+            return read_back(self.folder, self.export.tensors[modality])
+        return _read_weights(self.folder / modality / WEIGHTS)
+
+    def verify(self, modalities: Iterable[str] | None = None) -> None:
         """Checks that the weights on the disk are those that the lineage names; builds no network.
+
+        Args:
+            modalities: Which; default: all.
 
         Raises:
             SpaceError: They are not.
         """
-        for name in self.modalities:
-            found = state_hash(_read_weights(self.folder / name / WEIGHTS))
-            expected = self.record.modalities[name].content_hash
+        for name in self.modalities if modalities is None else modalities:
+            found, expected = state_hash(self.weights(name)), self.record_of(name).content_hash
             if found != expected:
                 raise SpaceError(
                     f"the weights of '{name}' have hash {found[:12]}…; the lineage says {expected[:12]}….",
-                    place=str(self.folder / name / WEIGHTS),
+                    place=self._place_of(name),
                 )
 
-    def _load(self, name: str) -> tuple[Modality[Any], SpaceEncoder]:
-        if name not in self._loaded:
-            record = self.record.modalities.get(name)
-            if record is None:
-                raise SpaceError(f"no modality '{name}'. {suggest(name, self.modalities)}", place=str(self.folder))
-            modality = modality_from(record, self._plugins)
-            encoder = load_encoder(modality, record, self.record.embed_dim, self.folder / name)
-            encoder.freeze()
-            self._loaded[name] = (modality, encoder.to(self._device))
-        return self._loaded[name]
+    def record_of(self, name: str) -> ModalityRecord:
+        """Returns the lineage of one modality.
+
+        Raises:
+            SpaceError: There is no such modality.
+        """
+        record = self.record.modalities.get(name)
+        if record is None:
+            raise SpaceError(f"no modality '{name}'. {suggest(name, self.modalities)}", place=str(self.folder))
+        return record
+
+    def _place_of(self, name: str) -> str:
+        return str(self.folder / name / WEIGHTS if self.export is None else self.folder)
 
 
 def modality_from(record: ModalityRecord, plugins: PluginManager) -> Modality[Any]:
@@ -192,15 +231,20 @@ def load_encoder(modality: Modality[Any], record: ModalityRecord, embed_dim: int
     Raises:
         SpaceError: The weights are missing, damaged, or of another network.
     """
+    weights = _read_weights(folder / WEIGHTS)
+    return _fitted(modality, record, embed_dim, weights, str(folder / WEIGHTS))
+
+
+def _fitted(
+    modality: Modality[Any], record: ModalityRecord, embed_dim: int, weights: Mapping[str, torch.Tensor], place: str
+) -> SpaceEncoder:
     encoder = SpaceEncoder(modality.build_encoder(), record.raw_dim, embed_dim, projected=record.projected)
-    path = folder / WEIGHTS
-    weights = _read_weights(path)
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:
         raise SpaceError(
             f"the weights do not fit the network of '{modality.name}': {error}",
-            place=str(path),
+            place=place,
             hint=f"They were written by {record.distribution} {record.version}; is another version installed?",
         ) from error
     return encoder
@@ -227,12 +271,17 @@ def _sample(modality: Modality[Any], item: Any, place: str) -> Any:
 def save_encoder(encoder: SpaceEncoder, record: ModalityRecord, folder: Path) -> None:
     """Writes one modality's `config.json` and `model.safetensors`; the folder appears whole."""
     with replacing_folder(folder) as temporary:
-        # Clones: safetensors refuses tensors that share memory.
-        state = {k: v.detach().cpu().contiguous().clone() for k, v in encoder.state_dict().items()}
-        # One entry only: safetensors writes several in any order, and the same weights are to make the same file.
-        # save_file would leave it readable to nobody but its owner, whatever the umask says.
-        (temporary / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
-        write_json(temporary / CONFIG, record.model_dump(mode="json"))
+        write_modality(encoder.state_dict(), record, temporary)
+
+
+def write_modality(weights: Mapping[str, torch.Tensor], record: ModalityRecord, folder: Path) -> None:
+    """Writes one modality's two files into a folder that is there."""
+    # Clones: safetensors refuses tensors that share memory.
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}
+    # One entry only: safetensors writes several in any order, and the same weights are to make the same file.
+    # save_file would leave it readable to nobody but its owner, whatever the umask says.
+    (folder / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
+    write_json(folder / CONFIG, record.model_dump(mode="json"))
 
 
 def assemble(folder: Path, record: SpaceRecord, weights: Mapping[str, Path]) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from geobind_core import Exporter
     from geobind_plugin_audio.recordings import Recording
 
 
@@ -39,6 +40,12 @@ class Audio(Modality[AudioConfig]):
         from geobind_plugin_audio.clap import rebuilt
 
         return rebuilt(self.config, encoder)
+
+    def exports(self) -> Mapping[str, Exporter]:
+        """Returns clap."""
+        from geobind_plugin_audio.clap_export import ClapExporter
+
+        return {"clap": ClapExporter()}
 
     def read(self, cell: Any) -> Recording | torch.Tensor:
         """Opens a path or bytes (MP3, FLAC, Ogg, WAV), or takes `(samples, sample_rate)`.

@@ -76,7 +76,7 @@ def build(config: AudioConfig) -> ClapEncoder:
 
 def _loaded(name: str, network: ClapAudioConfig) -> Any:
     hint = "Expected a repository or folder with config.json and model.safetensors, as save_pretrained writes them."
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             loaded: Any = ClapAudioModelWithProjection.from_pretrained(name, config=network, output_loading_info=True)
         except Exception as error:  # safetensors, pickle and the Hub each have their own
@@ -90,7 +90,7 @@ def _loaded(name: str, network: ClapAudioConfig) -> Any:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keeps transformers from reporting that CLAP's text half goes unused, and from its bars."""
     logging: Any = transformers_logging  # some of its functions have no types
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -162,7 +162,7 @@ def _published(name: str) -> tuple[ClapAudioConfig, FeatureConfig]:
         require_hub_files(name, ("config.json",))
         require_hub_files(name, ("model.safetensors", "pytorch_model.bin"))
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             network = ClapAudioConfig.from_pretrained(name)
     except Exception as error:  # of another kind with each version of transformers
         raise WeightsError(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from geobind_core import Exporter
+
 
 class Image(Modality[ImageConfig]):
     """RGB images. A sample is a uint8 tensor `[3, H, W]`; a batch `[B, 3, size, size]` uint8.
@@ -51,6 +53,13 @@ class Image(Modality[ImageConfig]):
         from geobind_plugin_imagery.towers import rebuilt
 
         return rebuilt(self.config, encoder)
+
+    def exports(self) -> Mapping[str, Exporter]:
+        """Returns open_clip and transformers."""
+        from geobind_plugin_imagery.open_clip_export import OpenClipExporter
+        from geobind_plugin_imagery.transformers_export import TransformersExporter
+
+        return {"open_clip": OpenClipExporter(), "transformers": TransformersExporter()}
 
     def read(self, cell: Any) -> torch.Tensor:
         """Decodes a path, bytes, a PIL image, or an array `[H, W, 3]` of uint8, and shrinks it.

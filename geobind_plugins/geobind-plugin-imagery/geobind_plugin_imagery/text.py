@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from geobind_core import DataError, Modality
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
+
+    from geobind_core import Exporter
 
 
 class Text(Modality[ClipConfig]):
@@ -31,6 +33,13 @@ class Text(Modality[ClipConfig]):
         from geobind_plugin_imagery.towers import rebuilt
 
         return rebuilt(self.config, encoder)
+
+    def exports(self) -> Mapping[str, Exporter]:
+        """Returns open_clip and transformers."""
+        from geobind_plugin_imagery.open_clip_export import OpenClipExporter
+        from geobind_plugin_imagery.transformers_export import TransformersExporter
+
+        return {"open_clip": OpenClipExporter(), "transformers": TransformersExporter()}
 
     def read(self, cell: Any) -> str:
         """Takes a string that is not blank."""

@@ -12,7 +12,8 @@ from geobind_plugin_location.config import LocationConfig
 from geobind_plugin_location.equal_earth import equal_earth
 from geobind_plugin_location.harmonics import SphericalHarmonics
 
-_FIRST_FREQUENCY = 30.0  # of the first sine layer, as Sitzmann et al. 2020 and SatCLIP have it
+FIRST_FREQUENCY = 30.0  # of the first sine layer, as Sitzmann et al. 2020 and SatCLIP have it
+DEFAULT_SIGMAS = (1.0, 16.0, 256.0)  # as GeoCLIP has them
 _SEED = 0
 
 
@@ -41,7 +42,7 @@ class HarmonicsEncoder(nn.Module):
         self.harmonics = SphericalHarmonics(config.legendre_polys or 10)
         layers: list[nn.Module] = []
         for number in range(depth):
-            inputs, frequency = (width, 1.0) if number else (self.harmonics.size, _FIRST_FREQUENCY)
+            inputs, frequency = (width, 1.0) if number else (self.harmonics.size, FIRST_FREQUENCY)
             layers += [
                 SineLayer(inputs, width, frequency=frequency, first=not number),
                 nn.Dropout(config.dropout),
@@ -86,7 +87,7 @@ class FourierEncoder(nn.Module):
         self.embed_dim = config.embed_dim or 512
         generator = torch.Generator().manual_seed(_SEED)
         self.scales = nn.ModuleList()
-        for sigma in config.sigmas or (1.0, 16.0, 256.0):
+        for sigma in config.sigmas or DEFAULT_SIGMAS:
             layers: list[nn.Module] = [FourierFeatures(sigma, count, generator)]
             for number in range(depth):
                 layers += [nn.Linear(width if number else 2 * count, width), nn.ReLU(), nn.Dropout(config.dropout)]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import nn
 
+    from geobind_core import Exporter
+
     Place = npt.NDArray[np.float64]
     """Longitude from -180 up to but not 180, latitude, in degrees: `[2]`."""
 
@@ -33,6 +35,12 @@ class Location(Modality[LocationConfig]):
         from geobind_plugin_location.encoders import build
 
         return build(self.config)
+
+    def exports(self) -> Mapping[str, Exporter]:
+        """Returns safetensors."""
+        from geobind_plugin_location.plain_export import PlainExporter
+
+        return {"safetensors": PlainExporter()}
 
     def read(self, cell: Any) -> Place:
         """Takes a longitude and a latitude: two numbers, or a text such as `8.54, 47.37`.
