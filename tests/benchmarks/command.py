@@ -17,7 +17,20 @@ from rich.console import Console
 
 from geobind_core.errors import EXIT_INTERRUPTED
 
-from . import anchor_cache, audio, floor, images, large_table, location, overhead, peer, shards, tiled_infonce, two_pass
+from . import (
+    anchor_cache,
+    audio,
+    floor,
+    images,
+    large_table,
+    location,
+    overhead,
+    peer,
+    shards,
+    tiled_infonce,
+    two_pass,
+    zero_shot_map,
+)
 from .measure import Settings
 from .results import Row, machine, table_of
 
@@ -34,6 +47,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     large_table.NAME: large_table.run,
     shards.NAME: shards.run,
     location.NAME: location.run,
+    zero_shot_map.NAME: zero_shot_map.run,
 }
 
 

@@ -20,6 +20,7 @@ FIGURES = {
     "shards": 5,
     "large_table": 4,
     "location": 3,
+    "zero_shot_map": 15,
     "gpu_stage_1": 2,
     "gpu_stage_2": 2,
 }
@@ -57,7 +58,7 @@ def test_figures_are_numbers_with_their_timings(report: dict[str, Any]) -> None:
         assert row["met"] in (None, True, False)
         assert all(isinstance(value, float) for values in row["raw"].values() for value in values)
         if not row["benchmark"].startswith("gpu"):
-            assert row["ours"] >= 0
+            assert row["ours"] >= 0 or row["figure"].startswith("rank correlation")
             assert row["peer_name"]
 
 
