@@ -1,1 +1,1 @@
-"""A local web page to ask a space questions."""
+"""A local web page to search a space: type, drop or record a query, see the map, look at a place."""
