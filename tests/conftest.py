@@ -99,6 +99,17 @@ def in_process(
     return in_folder
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A running browser, see `tests/browser.py`; without one on this machine, tests that ask for it are skipped."""
+    from tests.browser import NAMES, browser_path, started
+
+    if browser_path() is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
+    with started() as found:
+        yield found
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Lets torch compute in one thread: networks as small as these wait for threads longer than they work."""

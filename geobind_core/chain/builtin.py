@@ -10,7 +10,7 @@ from geobind_core.data.huggingface import HuggingFace
 from geobind_core.data.soundingearth import SoundingEarth
 from geobind_core.data.table import Table
 from geobind_core.data.webdataset import WebDataset
-from geobind_core.evaluation.metrics import MedianKm
+from geobind_core.evaluation.metrics import MedianKm, WithinKm
 from geobind_core.plugins.hooks import hookimpl
 from geobind_core.plugins.loss import Loss
 from geobind_core.plugins.manager import PluginManager
@@ -42,7 +42,7 @@ def geobind_register_stage_kinds() -> list[type[StageKind[Any]]]:
 @hookimpl
 def geobind_register_metrics() -> list[type[Metric[Any]]]:
     """How far off the first answer is."""
-    return [MedianKm]
+    return [MedianKm, WithinKm]
 
 
 def plugin_manager(

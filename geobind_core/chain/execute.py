@@ -10,9 +10,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from geobind_core.chain.datasets import DataSets
+from geobind_core.chain.environment import environment
 from geobind_core.chain.launch import Launch, launched
 from geobind_core.chain.leaks import check_leaks
-from geobind_core.chain.measure import evaluated, measure
+from geobind_core.chain.measure import classified, evaluated, measure
 from geobind_core.chain.model import Chain
 from geobind_core.chain.plan import StagePlan, make_plan
 from geobind_core.chain.run_folder import STAGE_FILE, RunFolder
@@ -131,6 +132,9 @@ def _check_data(chain: Chain, datasets: DataSets, pending: Sequence[StagePlan], 
     measured = evaluated(chain, datasets, bound)
     for name, modalities in measured.items():
         datasets.require_rows(name, chain.config.evaluate.split, modalities)
+    classified(chain, datasets)
+    if (maps := chain.config.evaluate.maps) is not None:
+        datasets.require_rows(maps.data, chain.config.evaluate.split, [maps.modality])
     return list(measured)
 
 
@@ -187,6 +191,7 @@ def _run_stage(
             "status": "done",
             "embed_dim": encoders.embed_dim,
             "outputs": hashes,
+            "environment": environment(chain.config),
             "seconds": round(seconds, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "summary": result.summary,

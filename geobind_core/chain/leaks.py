@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -29,14 +29,28 @@ def check_leaks(chain: Chain, datasets: DataSets, measured: Iterable[str], repor
     Raises:
         DataError: Files are the same, or places are too near and `strict_splits` is set.
     """
+    for problem, is_error in find_leaks(chain, datasets, measured):
+        if is_error:
+            raise problem
+        reporter.warn(str(problem))
+
+
+def find_leaks(chain: Chain, datasets: DataSets, measured: Iterable[str]) -> Iterator[tuple[DataError, bool]]:
+    """Yields what held-out rows have in common with training rows, and whether the settings call it an error.
+
+    Args:
+        chain: The chain.
+        datasets: Its data sets. Training rows of those that are not open are left out.
+        measured: The data sets that are measured on.
+    """
     training = _training(chain, datasets)
     for name in measured:
         data = datasets.open(name)
         held_out = Part(data, data.rows(chain.config.evaluate.split, []))
-        _check_places(chain.config, held_out, training, reporter)
+        yield from _near_places(chain.config, held_out, training)
         for modality, made in chain.modalities.items():
             if modality in data.fields and made.modality.reads_files:
-                _check_files(chain.config, modality, held_out, training, reporter)
+                yield from _same_files(chain.config, modality, held_out, training)
 
 
 def _training(chain: Chain, datasets: DataSets) -> list[Part]:
@@ -49,35 +63,31 @@ def _training(chain: Chain, datasets: DataSets) -> list[Part]:
     return [Part(datasets.open(name), found) for name, found in rows.items()]
 
 
-def _check_places(config: ChainConfig, held_out: Part, training: Sequence[Part], reporter: Reporter) -> None:
+def _near_places(config: ChainConfig, held_out: Part, training: Sequence[Part]) -> Iterator[tuple[DataError, bool]]:
     found = near_places(held_out, training, config.split_distance_km) if config.split_distance_km > 0 else None
     if found is None:
         return
-    problem = DataError(
-        f"{found.near:,} of {found.known:,} held-out places are less than {config.split_distance_km:g} km from a "
-        f"training place, the nearest {_distance(found.nearest_km)} ('{found.example}').",
-        place=f"{held_out.data.place}.split",
-        hint="Figures will be too good. split: {by: blocks, buffer_km: …} keeps them apart; split_distance_km says "
-        "what is near.",
+    yield (
+        DataError(
+            f"{found.near:,} of {found.known:,} held-out places are less than {config.split_distance_km:g} km from a "
+            f"training place, the nearest {_distance(found.nearest_km)} ('{found.example}').",
+            place=f"{held_out.data.place}.split",
+            hint="Figures will be too good. split: {by: blocks, buffer_km: …} keeps them apart; split_distance_km says "
+            "what is near.",
+        ),
+        config.strict_splits,
     )
-    if config.strict_splits:
-        raise problem
-    reporter.warn(str(problem))
 
 
-def _check_files(
-    config: ChainConfig, modality: str, held_out: Part, training: Sequence[Part], reporter: Reporter
-) -> None:
+def _same_files(
+    config: ChainConfig, modality: str, held_out: Part, training: Sequence[Part]
+) -> Iterator[tuple[DataError, bool]]:
     if config.identical_files == "off":
         return
     parts = [_with(part, modality) for part in training if modality in part.data.fields]
     found = same_files(modality, _with(held_out, modality), parts)
-    if not found.pairs:
-        return
-    problem = _same(held_out.data.place, modality, found)
-    if config.identical_files == "error":
-        raise problem
-    reporter.warn(str(problem))
+    if found.pairs:
+        yield _same(held_out.data.place, modality, found), config.identical_files == "error"
 
 
 def _with(part: Part, modality: str) -> Part:

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from geobind_core.chain.datasets import DataSets
+from geobind_core.chain.leaks import find_leaks
 from geobind_core.chain.model import Chain
 from geobind_core.chain.run_folder import STAGE_FILE, RunFolder
 from geobind_core.errors import DataError
 from geobind_core.files import read_json, write_json
+from geobind_core.plugins.loss import Loss
 from geobind_core.progress import Reporter
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from geobind_core.evaluation.matrix import Evaluation, Measures
+    from geobind_core.report.score_maps import ScoredPlaces
+    from geobind_core.space.space import Space
+
+
+@dataclass
+class _Measured:
+    """What was measured: on each data set, each classification, and the maps for the report."""
+
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    zero_shot: dict[str, dict[str, Any]] = field(default_factory=dict)
+    maps: list[ScoredPlaces] = field(default_factory=list)
 
 
 def measure(
-    chain: Chain, run: RunFolder, datasets: DataSets, reporter: Reporter, *, again: bool = False
+    chain: Chain,
+    run: RunFolder,
+    datasets: DataSets,
+    reporter: Reporter,
+    *,
+    again: bool = False,
+    only: str | None = None,
+    legacy_strict: bool = False,
 ) -> dict[str, Any]:
     """Measures every pair of modalities that some data set has both of, on its held-out rows.
 
@@ -24,6 +51,8 @@ def measure(
         datasets: The chain's data sets.
         reporter: Where progress goes.
         again: Measure even if nothing has changed since.
+        only: The one data set to measure on. Then nothing is written.
+        legacy_strict: Give recalls as older papers count them, too.
 
     Returns:
         The content of `metrics.json`.
@@ -38,33 +67,83 @@ def measure(
     reporter.say("measuring: every pair of modalities on held-out rows", style="bold")
     from accelerate import PartialState
 
-    from geobind_core.evaluation.matrix import evaluate_data, largest_gallery
-    from geobind_core.report.page import write_report
+    from geobind_core.evaluation.matrix import Measures, largest_gallery
     from geobind_core.space.space import Space
 
     space = Space.load(run.space, device=PartialState().device, plugins=chain.plugins)
+    config = chain.config
+    measures = Measures(config.evaluate, chain.metrics, own_similarities(chain), config.seed, legacy_strict)
+    measured = _measured(chain, space, datasets, measures, reporter, only)
     pairs: dict[str, dict[str, Any]] = {}
-    for name, modalities in evaluated(chain, datasets, space.modalities).items():
-        datasets.require_rows(name, chain.config.evaluate.split, modalities)
-        data, config = datasets.open(name), chain.config
-        found = evaluate_data(
-            space, data, modalities, config.evaluate, config.loader, reporter, config.seed, chain.metrics
-        )
-        for pair, figures in found.items():
+    for name, evaluation in measured.evaluations.items():
+        for pair, figures in evaluation.pairs.items():
             if pair not in pairs or _trained_on(chain, figures["trained_in"])[:1] == (name,):
                 pairs[pair] = figures
-    if not pairs:
+    if not pairs and not measured.zero_shot:
         raise DataError("no data set has two modalities of the space; there is nothing to measure.")
+    leaks = [str(problem) for problem, _ in find_leaks(chain, datasets, measured.evaluations)]
     metrics = {
         "format": 1,
         "gallery": largest_gallery(pairs),
         "pairs": pairs,
+        **({"zero_shot": measured.zero_shot} if measured.zero_shot else {}),
+        **({"warnings": leaks} if leaks else {}),
         "stages": [_stage_summary(run, stage.config.name) for stage in chain.stages],
         "inputs": inputs,
     }
-    write_json(run.metrics, metrics)
-    write_report(run.path, space.record, metrics)
+    if only is None:
+        write_json(run.metrics, metrics)
+        _write_report(chain, run, space, datasets, measured, metrics)
     return metrics
+
+
+def _write_report(
+    chain: Chain, run: RunFolder, space: Space, datasets: DataSets, measured: _Measured, metrics: Mapping[str, Any]
+) -> None:
+    from geobind_core.report.page import Subject, write_report
+    from geobind_core.report.surroundings import DataView
+
+    used = dict.fromkeys(name for stage in chain.stages for name in stage.config.data_sets)
+    opened = [name for name in dict.fromkeys([*used, *measured.evaluations]) if datasets.is_open(name)]
+    subject = Subject(
+        folder=run.path,
+        stages={stage.config.name: run.find_stage(stage.config.name) for stage in chain.stages},
+        record=space.record,
+        metrics=metrics,
+        evaluations=measured.evaluations,
+        modalities={name: space.modality(name) for name in space.modalities},
+        maps=measured.maps,
+        data=[DataView.of(datasets.open(name), chain.sources[name], list(space.modalities)) for name in opened],
+    )
+    write_report(run.report, subject)
+
+
+def _measured(
+    chain: Chain, space: Space, datasets: DataSets, measures: Measures, reporter: Reporter, only: str | None
+) -> _Measured:
+    """Measures on each data set."""
+    from geobind_core.evaluation.held_out import Embedder
+    from geobind_core.evaluation.matrix import evaluate_pairs
+    from geobind_core.evaluation.zero_shot import classify
+    from geobind_core.report.score_maps import score_places
+
+    config, seed, found = chain.config.evaluate, chain.config.seed, _Measured()
+    measured, labels = evaluated(chain, datasets, space.modalities), classified(chain, datasets)
+    mapped = [config.maps.data] if config.maps is not None and only is None else []
+    for name in dict.fromkeys([*measured, *(task.data for task in config.zero_shot.values()), *mapped]):
+        if only not in (None, name):
+            continue
+        embedder = Embedder(space, datasets.open(name), config, chain.config.loader, reporter)
+        if modalities := measured.get(name):
+            datasets.require_rows(name, config.split, modalities)
+            held_out = embedder.held_out(modalities, seed, measures.further_fields())
+            found.evaluations[name] = evaluate_pairs(held_out, space.record, measures, reporter)
+        for known_as, task in config.zero_shot.items():
+            if task.data == name:
+                found.zero_shot[known_as] = classify(known_as, task, embedder, labels[known_as], seed)
+        if config.maps is not None and name in mapped:
+            found.maps += score_places(config.maps, embedder, seed)
+    return found
 
 
 def evaluated(chain: Chain, datasets: DataSets, bound: Iterable[str]) -> dict[str, list[str]]:
@@ -75,6 +154,35 @@ def evaluated(chain: Chain, datasets: DataSets, bound: Iterable[str]) -> dict[st
         modalities = [m for m in chain.modalities if m in bound and m in data.fields and data.column_has_values(m)]
         if len(modalities) >= 2:
             found[name] = modalities
+    return found
+
+
+def classified(chain: Chain, datasets: DataSets) -> dict[str, npt.NDArray[np.int64]]:
+    """Returns, for each of `evaluate.zero_shot`, the number of the class of each row of its data set.
+
+    Raises:
+        DataError: A column is missing, or a label is in no class.
+    """
+    from geobind_core.evaluation.labels import class_numbers
+
+    found = {}
+    for name, task in chain.config.evaluate.zero_shot.items():
+        data, split = datasets.open(task.data), chain.config.evaluate.split
+        datasets.require_rows(task.data, split, [task.modality])
+        table = chain.sources[task.data].observations().table
+        found[name] = class_numbers(name, task, data, table, data.rows(split, [task.modality]))
+    return found
+
+
+def own_similarities(chain: Chain) -> dict[frozenset[str], Loss[Any]]:
+    """Returns the losses that bring a similarity of their own, by the pair that they trained last."""
+    found: dict[frozenset[str], Loss[Any]] = {}
+    for stage in chain.stages:
+        for pair in getattr(stage.config, "pairs", None) or ():
+            loss = chain.make_loss(pair.loss)
+            found.pop(frozenset(pair.modalities), None)
+            if loss.similarity() is not None:
+                found[frozenset(pair.modalities)] = loss
     return found
 
 
@@ -97,7 +205,7 @@ def _stage_summary(run: RunFolder, name: str) -> dict[str, Any]:
 def _inputs(chain: Chain, run: RunFolder, stored: Mapping[str, Any]) -> dict[str, Any]:
     """Returns everything that the figures depend on."""
     space = read_json(run.space / "space.json") or {}
-    names = _names(chain)
+    names = list(dict.fromkeys([*_names(chain), *(task.data for task in chain.config.evaluate.zero_shot.values())]))
     known = stored.get("content") or {}
     metrics = {name: metric.config.model_dump(mode="json") for name, metric in chain.metrics.items()}
     return {

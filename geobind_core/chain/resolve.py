@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from geobind_core.chain.extras import load_onlookers, resolve_metrics
+from geobind_core.chain.extras import check_evaluate, load_onlookers, resolve_metrics
 from geobind_core.chain.model import Chain, ChainModality
 from geobind_core.chain.stages import resolve_stage
 from geobind_core.config import overrides
@@ -175,12 +175,7 @@ class Resolver:
                     if modality not in names:
                         where = ("data", name, key, modality)
                         self.problem(where, f"no modality '{modality}'. {suggest(modality, names)}")
-        evaluate = self.document.data.get("evaluate")
-        sources = self._names("data")
-        listed = evaluate.get("data") if isinstance(evaluate, dict) else None
-        for i, name in enumerate(listed if isinstance(listed, list) else ()):
-            if name not in sources:
-                self.problem(("evaluate", "data", i), f"no data set '{name}'. {suggest(name, sources)}")
+        check_evaluate(self, names, self._names("data"))
 
     def _stages(
         self, names: Sequence[str], sources: Mapping[str, Source[Any]], modalities: Mapping[str, ChainModality]

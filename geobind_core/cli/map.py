@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,6 @@ from geobind_core.cli.common import AsJson, Disabled, load_plugins, print_json, 
 from geobind_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from geobind_core.index.search import Period
     from geobind_core.maps.score_map import MapResult
 
 
@@ -72,6 +70,7 @@ def draw(
     from accelerate import PartialState
 
     from geobind_core.index.file import EmbeddingIndex
+    from geobind_core.index.period import parse_period
     from geobind_core.maps.bands import MapOptions
     from geobind_core.maps.extent import parse_extent
     from geobind_core.maps.grid import Resolution
@@ -92,7 +91,7 @@ def draw(
         crs=crs,
         method=method,  # type: ignore[arg-type]
         max_distance_km=max_distance,
-        period=None if period is None else _parse_period(period),
+        period=None if period is None else parse_period(period),
     )
     picture = None if no_png else png or out.with_suffix(".png")
     reporter = Reporter()
@@ -117,29 +116,6 @@ def _one_of(value: str, among: tuple[str, ...], option: str) -> None:
 
     if value not in among:
         raise ConfigError(f"no '{value}'. {suggest(value, among)}", place=option)
-
-
-def _parse_period(text: str) -> Period:
-    """Reads `START/END`; either may be missing, and a day as the end is meant to its last moment."""
-
-    def moment(part: str, *, end: bool) -> datetime | None:
-        if part in ("", ".."):
-            return None
-        found = datetime.fromisoformat(part)
-        if end and found.time() == time() and "T" not in part and " " not in part:
-            found += timedelta(days=1) - timedelta(microseconds=1)
-        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
-
-    try:
-        start, slash, end = text.strip().partition("/")
-        period = moment(start, end=False), moment(end if slash else start, end=True)
-    except ValueError:
-        raise ConfigError(
-            "expected START/END, such as 2024-06-01/2024-08-31 or 2024-06-01T12:00/..", place=f"--time {text}"
-        ) from None
-    if period[0] is not None and period[1] is not None and period[0] > period[1]:
-        raise ConfigError("the start is after the end.", place=f"--time {text}")
-    return period
 
 
 def _as_json(result: MapResult) -> dict[str, Any]:

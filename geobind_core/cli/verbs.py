@@ -24,7 +24,13 @@ from geobind_core.cli.common import (
     say,
 )
 from geobind_core.cli.data import data
+from geobind_core.cli.embed import embed
+from geobind_core.cli.eval import evaluate
+from geobind_core.cli.explore import explore
+from geobind_core.cli.export import export
+from geobind_core.cli.map import draw
 from geobind_core.cli.plugins import plugins
+from geobind_core.cli.search import search
 from geobind_core.errors import EXIT_FAILURE, EXIT_INTERRUPTED, ConfigError, GeoBindError, PluginError
 
 _SECONDS_TO_SPEAK = 5.0
@@ -65,6 +71,12 @@ app = typer.Typer(
 app.add_typer(cache, name="cache", help="List and remove stored embeddings of frozen encoders.")
 app.add_typer(data, name="data", help="Look at data, and prepare it for training.")
 app.add_typer(plugins, name="plugins")
+app.command("embed")(embed)
+app.command("eval")(evaluate)
+app.command("explore")(explore)
+app.command("export")(export)
+app.command("map")(draw)
+app.command("search")(search)
 
 
 @app.command()
@@ -141,28 +153,6 @@ def schema(disable_plugin: Disabled = None) -> None:
     from geobind_core.chain.schema import chain_schema
 
     print_json(chain_schema(load_plugins(disable_plugin)))
-
-
-@app.command("eval")
-def evaluate(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    disable_plugin: Disabled = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure a run's space again. Writes metrics.json and report.html."""
-    from geobind_core.chain.datasets import DataSets
-    from geobind_core.chain.measure import measure
-    from geobind_core.chain.resolve import load_chain
-    from geobind_core.chain.run_folder import RunFolder
-    from geobind_core.display import metrics_table
-    from geobind_core.progress import Reporter
-
-    folder, reporter = RunFolder(run_folder), Reporter()
-    base = folder.chain_base()
-    with folder.locked():
-        loaded = load_chain(folder.chain, load_plugins(disable_plugin), base=base)
-        metrics = measure(loaded, folder, DataSets(loaded, reporter), reporter, again=True)
-    print_json(metrics) if as_json else print_table(metrics_table(metrics))
 
 
 def own_commands() -> list[str]:

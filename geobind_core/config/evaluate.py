@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, field_validator
 
 from geobind_core.config.strict import Name, StrictModel
 
@@ -47,6 +47,12 @@ def _are_plain(labels: Iterable[Any]) -> bool:
     return all(isinstance(label, str | int | float) for label in labels)
 
 
+def _composed(value: list[str]) -> list[str]:
+    if len(set(value)) < max(len(value), 2):
+        raise ValueError(f"found [{', '.join(value)}]; expected two modalities or more, each once")
+    return value
+
+
 def _template(value: str) -> str:
     if value.count("{}") != 1:
         raise ValueError(f"found '{value}'; expected a text with one {{}} where the phrase of a class goes")
@@ -68,6 +74,7 @@ Classes = Annotated[
         {"anyOf": [{"type": "array", "items": _LABEL}, {"type": "object", "additionalProperties": _PHRASES}]}
     ),
 ]
+Composed = Annotated[list[str], AfterValidator(_composed)]
 Template = Annotated[str, AfterValidator(_template)]
 
 
@@ -106,7 +113,7 @@ class EvaluateConfig(StrictModel):
     metrics: list[MetricSettings] = Field(
         default_factory=list, description="Further figures: registered names, or mappings of a name and settings."
     )
-    compose: list[Annotated[list[str], Field(min_length=2)]] = Field(
+    compose: list[Composed] = Field(
         default_factory=list, description="Modalities that ask together, by the sum of their embeddings."
     )
     zero_shot: dict[Name, ZeroShotConfig] = Field(
@@ -121,11 +128,9 @@ class EvaluateConfig(StrictModel):
     batch_size: int = Field(256, ge=1, description="Rows embedded at a time.")
     max_bad_samples: float = Field(0.01, ge=0, le=1, description="Share of rows that may be unreadable.")
 
-    @model_validator(mode="after")
-    def _each_once(self) -> EvaluateConfig:
-        if twice := sorted({str(k) for k in self.recall_at if self.recall_at.count(k) > 1}):
-            raise ValueError(f"recall_at has {', '.join(twice)} twice")
-        for parts in self.compose:
-            if len(set(parts)) < len(parts):
-                raise ValueError(f"compose has a modality twice in [{', '.join(parts)}]")
-        return self
+    @field_validator("recall_at")
+    @classmethod
+    def _each_once(cls, recall_at: list[int | str]) -> list[int | str]:
+        if twice := sorted({str(k) for k in recall_at if recall_at.count(k) > 1}):
+            raise ValueError(f"{', '.join(twice)} is given twice")
+        return recall_at

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from geobind_core.config import overrides
 from geobind_core.config.document import Document
 from geobind_core.config.problems import Problem, from_pydantic
 from geobind_core.data.paired import PairedData
-from geobind_core.errors import ConfigError, DataError, PluginError, raise_all
+from geobind_core.errors import ConfigError, DataError, PluginError, SpaceError, raise_all
 from geobind_core.plugins.manager import PluginManager
 from geobind_core.plugins.modality import Modality
 from geobind_core.plugins.source import Observations, Source
@@ -90,7 +91,12 @@ def _opened(
 
 
 def open_path(
-    path: Path, fields: Sequence[str], assignments: Sequence[str], plugins: PluginManager, reporter: Reporter
+    path: Path,
+    fields: Sequence[str],
+    assignments: Sequence[str],
+    plugins: PluginManager,
+    reporter: Reporter,
+    modality_of: Callable[[str], Modality[Any]] | None = None,
 ) -> OpenedData:
     """Opens a table, shards, or a folder without a chain.
 
@@ -101,6 +107,8 @@ def open_path(
         assignments: Each `setting=value`, settings as under `data` of a chain.
         plugins: Know sources and modalities.
         reporter: Told how far it is.
+        modality_of: Returns the modality of a name, or raises an error; default: that of a plugin, with its
+            default settings.
 
     Raises:
         ConfigError: A field or a setting is not right.
@@ -109,7 +117,8 @@ def open_path(
     """
     document = Document(path, _settings(path))
     named = dict(_field(text) for text in fields)
-    modalities = {name: _modality(name, plugins) for name in named}  # a misspelled one is said at once
+    find = modality_of or partial(_modality, plugins=plugins)
+    modalities = {name: find(name) for name in named}  # a misspelled one is said at once
     if named:
         document.data["fields"] = named
     for assignment in assignments:
@@ -124,14 +133,16 @@ def open_path(
     source: Source[Any] = provided.cls(config, Path())
     observations = _observations(path.stem, source, reporter)
     if config.fields is None:
-        observations, modalities = _guessed(observations, plugins)
+        observations, modalities = _guessed(observations, find)
     if config.split is None and observations.split is None:
         split = next((name for name in _SPLITS if name in observations.table.column_names), None)
         observations = replace(observations, split=split)
     return _opened(path.stem, source, observations, modalities.get)
 
 
-def _guessed(observations: Observations, plugins: PluginManager) -> tuple[Observations, dict[str, Modality[Any]]]:
+def _guessed(
+    observations: Observations, find: Callable[[str], Modality[Any]]
+) -> tuple[Observations, dict[str, Modality[Any]]]:
     """Returns fields named after the modalities that their columns are called like, and those modalities.
 
     In shards, `satellite.jpg` and `json.text` are called like `satellite` and `text`.
@@ -141,9 +152,9 @@ def _guessed(observations: Observations, plugins: PluginManager) -> tuple[Observ
     for field, columns in observations.fields.items():
         name = field
         for likely in dict.fromkeys((field, field.partition(".")[0], field.rpartition(".")[2])):
-            with suppress(PluginError, ConfigError):  # most columns are nobody's
+            with suppress(PluginError, ConfigError, SpaceError):  # most columns are nobody's
                 if likely and likely not in modalities:
-                    modalities[likely] = _modality(likely, plugins)
+                    modalities[likely] = find(likely)
                     name = likely
                     break
         fields[name] = columns

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from geobind_core.data.geography import Places, great_circle_km
 from geobind_core.plugins.metric import Metric, MetricConfig, Retrieval
@@ -29,17 +30,52 @@ class MedianKm(Metric[MetricConfig]):
         Queries whose own place or whose answer's is not known do not count; where none is left there
         are no figures.
         """
-        if retrieval.query_places is None or retrieval.gallery_places is None:
+        distances = _distances(retrieval)
+        if distances is None:
             return {}
-        queries, gallery = _places(retrieval.query_places), _places(retrieval.gallery_places)
-        distances = great_circle_km(queries, gallery.take(retrieval.nearest))
-        if np.isnan(distances).all():
+        found, by_chance = distances
+        return {"median_km": float(np.nanmedian(found)), "chance_median_km": float(np.nanmedian(by_chance))}
+
+
+class WithinKmConfig(MetricConfig):
+    """Settings of the shares within a distance; the defaults are those of Im2GPS without street level."""
+
+    km: list[Annotated[float, Field(gt=0)]] = Field(
+        [25, 200, 750, 2500], min_length=1, description="Distances: a city, a region, a country, a continent."
+    )
+
+
+class WithinKm(Metric[WithinKmConfig]):
+    """How often what came first is no further from where the query is than some distances."""
+
+    name = "within_km"
+    Config = WithinKmConfig
+
+    def compute(self, retrieval: Retrieval) -> Mapping[str, float]:
+        """Returns `within_25_km`, … in [0, 1], and `chance_within_25_km`, …; of the queries that `median_km` counts."""
+        distances = _distances(retrieval)
+        if distances is None:
             return {}
-        # The same pairs for all: with 10,000 places, those of all pairs would take minutes.
-        rng = np.random.default_rng(0)
-        asked, guessed = (rng.integers(0, len(side), _GUESSES) for side in (queries, gallery))
-        by_chance = great_circle_km(queries.take(asked), gallery.take(guessed))
-        return {"median_km": float(np.nanmedian(distances)), "chance_median_km": float(np.nanmedian(by_chance))}
+        return {
+            f"{of}within_{km:g}_km": float((known <= km).mean())
+            for of, some in zip(("", "chance_"), distances, strict=True)
+            for known in (some[~np.isnan(some)],)
+            for km in self.config.km
+        }
+
+
+def _distances(retrieval: Retrieval) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+    """Returns the km from queries to what came first, and from some to others at random; None if none is known."""
+    if retrieval.query_places is None or retrieval.gallery_places is None:
+        return None
+    queries, gallery = _places(retrieval.query_places), _places(retrieval.gallery_places)
+    distances = great_circle_km(queries, gallery.take(retrieval.nearest))
+    if np.isnan(distances).all():
+        return None
+    # The same pairs for all: with 10,000 places, those of all pairs would take minutes.
+    rng = np.random.default_rng(0)
+    asked, guessed = (rng.integers(0, len(side), _GUESSES) for side in (queries, gallery))
+    return distances, great_circle_km(queries.take(asked), gallery.take(guessed))
 
 
 def _places(degrees: npt.NDArray[np.float64]) -> Places:

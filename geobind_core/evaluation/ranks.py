@@ -1,77 +1,36 @@
-"""Ranks and what is made of them.
+"""What is made of ranks: recall, median and mean reciprocal rank, and what each would be by chance.
 
 Definitions, the same everywhere: a higher similarity is closer; ranks start at 1; items that tie
 with the right one are counted before it; where several items are right, the best-ranked one counts;
 recall@k is the share of ranks <= k; the median of an even count is the mean of the middle two.
+`recall@1%` looks at one in a hundred of the gallery: k is that share of it, rounded down, but at
+least 1.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from fractions import Fraction
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-_TILE_ELEMENTS = 4_000_000  # 16 MB of float32
+Cutoff = int | str
+"""How many of the gallery are looked at: a number, or a share such as `"1%"`."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a gallery answers to queries.
+def cutoff(k: Cutoff, gallery: int) -> int:
+    """Returns how many items of a gallery are looked at.
 
-    Attributes:
-        ranks: `[N]` int64, from 1: where the right item came.
-        nearest: `[N]` int64, the gallery's item that came first. Of those that tie, a wrong one, as
-            for the ranks; of several wrong ones that with the lowest number.
+    Example:
+        >>> cutoff(10, 993), cutoff("10%", 993), cutoff("1%", 20)
+        (10, 99, 1)
     """
-
-    ranks: torch.Tensor
-    nearest: torch.Tensor
-
-
-def retrieval_ranks(query: torch.Tensor, gallery: torch.Tensor, labels: Sequence[torch.Tensor] = ()) -> torch.Tensor:
-    """Returns the `[N]` ranks alone, see `retrieve`."""
-    return retrieve(query, gallery, labels).ranks
-
-
-def retrieve(query: torch.Tensor, gallery: torch.Tensor, labels: Sequence[torch.Tensor] = ()) -> Found:
-    """Ranks, for each query, the right item among the whole gallery. Memory is that of a tile of similarities.
-
-    Args:
-        query: `[N, D]`; row i's right item is row i of the gallery.
-        gallery: `[N, D]`.
-        labels: Each `[N]` integers; rows with equal labels are right for each other as well, and a
-            negative label is nobody's equal.
-
-    Raises:
-        ValueError: The sides differ in length, or a value is not finite.
-    """
-    if query.shape != gallery.shape:
-        raise ValueError(f"query has shape {tuple(query.shape)}, gallery {tuple(gallery.shape)}; expected the same")
-    if not (torch.isfinite(query).all() and torch.isfinite(gallery).all()):
-        raise ValueError("an embedding is not finite; it has no rank")
-    count = len(query)
-    ranks, nearest = torch.empty(count, dtype=torch.long), torch.empty(count, dtype=torch.long)
-    tile = max(1, _TILE_ELEMENTS // max(1, count))
-    everyone = torch.arange(count, device=query.device)
-    wide = gallery.double().T
-    for start in range(0, count, tile):
-        rows = everyone[start : start + tile]
-        # By way of float64: a product in float32 may give equal items sums that differ in their last
-        # bit, by where they lie in the matrix, and then they no longer tie.
-        similarity = (query[rows].double() @ wide).float()
-        right = rows[:, None] == everyone[None, :]
-        for codes in labels:
-            own = codes.to(query.device)[rows]
-            right |= (own[:, None] == codes.to(query.device)[None, :]) & (own >= 0)[:, None]
-        best, best_right = similarity.masked_fill(~right, -torch.inf).max(dim=1)
-        wrong = similarity.masked_fill_(right, -torch.inf)
-        # Nothing that is right lies above the best of what is right, so only wrong items count.
-        before = (wrong >= best[:, None]).sum(dim=1)
-        ranks[start : start + tile] = 1 + before.cpu()
-        nearest[start : start + tile] = torch.where(before > 0, wrong.argmax(dim=1), best_right).cpu()
-    return Found(ranks, nearest)
+    if isinstance(k, int):
+        return k
+    return max(1, int(Fraction(k.removesuffix("%")) * gallery / 100))
 
 
 def recall_at(ranks: torch.Tensor, k: int) -> float:
@@ -88,6 +47,19 @@ def median_rank(ranks: torch.Tensor) -> float:
     return float(ordered[middle - 1] + ordered[middle]) / 2
 
 
+def mean_reciprocal_rank(ranks: torch.Tensor) -> float:
+    """Returns the mean of 1 / rank, in (0, 1]."""
+    return float((1 / ranks.double()).mean())
+
+
+def legacy_recall_at(ranks: torch.Tensor, k: int) -> float:
+    """Returns the share of ranks, from 1, that are less than k, as GeoCLAP's code counts: our recall@(k - 1)."""
+    return recall_at(ranks, k - 1)
+
+
+# ---------------------------------------------------------------------- chance
+
+
 def chance_recall_at(k: int, right_items: torch.Tensor, gallery: int) -> float:
     """Returns the recall@k that a random order would have.
 
@@ -98,9 +70,8 @@ def chance_recall_at(k: int, right_items: torch.Tensor, gallery: int) -> float:
     """
     if k >= gallery:
         return 1.0
-    values, counts = torch.unique(right_items, return_counts=True)
     expected = 0.0
-    for right, times in zip(values.tolist(), counts.tolist(), strict=True):
+    for right, times in _numbers_of_times(right_items):
         # 1 - C(gallery - right, k) / C(gallery, k): that not all k are among the wrong ones.
         if right > gallery - k:
             found = 1.0
@@ -112,8 +83,43 @@ def chance_recall_at(k: int, right_items: torch.Tensor, gallery: int) -> float:
     return expected / len(right_items)
 
 
+def chance_median_rank(right_items: torch.Tensor, gallery: int) -> float:
+    """Returns the median rank that a random order would have, of the queries together."""
+    low, high = 1, gallery
+    while low < high:  # the lowest k within which half of the queries would find theirs
+        middle = (low + high) // 2
+        if chance_recall_at(middle, right_items, gallery) >= 0.5 - 1e-12:
+            high = middle
+        else:
+            low = middle + 1
+    exactly_half = chance_recall_at(low, right_items, gallery) <= 0.5 + 1e-12
+    return low + 0.5 if exactly_half and low < gallery else float(low)
+
+
+def chance_mean_reciprocal_rank(right_items: torch.Tensor, gallery: int) -> float:
+    """Returns the mean reciprocal rank that a random order would have."""
+    expected = 0.0
+    for right, times in _numbers_of_times(right_items):
+        # The first right item comes at k where the other right ones are all among those after it.
+        ranks = np.arange(1, gallery - right + 2)
+        shares = np.exp(_log_chooses(gallery - ranks, right - 1) - _log_choose(gallery, right))
+        expected += times * float((shares / ranks).sum())
+    return expected / len(right_items)
+
+
+def _numbers_of_times(right_items: torch.Tensor) -> list[tuple[int, int]]:
+    values, counts = torch.unique(right_items, return_counts=True)
+    return list(zip(values.tolist(), counts.tolist(), strict=True))
+
+
 def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def _log_chooses(n: npt.NDArray[np.int64], k: int) -> npt.NDArray[np.float64]:
+    factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n.max(initial=0) + 1)))])
+    found: npt.NDArray[np.float64] = factorials[n] - factorials[k] - factorials[n - k]
+    return found
 
 
 def count_right_items(count: int, labels: Sequence[torch.Tensor]) -> torch.Tensor:

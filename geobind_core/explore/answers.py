@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from geobind_core.data_tools.media import kind_of, text_of
 from geobind_core.explore.collection import Collection
 from geobind_core.explore.explorer import Explorer
 from geobind_core.explore.gallery import Gallery, Vector, best
-from geobind_core.explore.media import kind_of, text_of
 from geobind_core.explore.readers import RefusedError
 from geobind_core.explore.requests import Expectation, Query
 from geobind_core.index.search import in_box

@@ -8,9 +8,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from geobind_core.data_tools.media import Kind, kind_of
 from geobind_core.explore.collection import Collection
 from geobind_core.explore.gallery import Gallery, Vector
-from geobind_core.explore.media import Kind, Previews, kind_of
+from geobind_core.explore.media import Previews
 from geobind_core.explore.readers import Readers, RefusedError
 from geobind_core.explore.requests import Part
 from geobind_core.index.query import QueryPart, combined, embed_query

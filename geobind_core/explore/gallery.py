@@ -8,7 +8,8 @@ import pyarrow.compute as pc
 
 from geobind_core.data.paired import Rows
 from geobind_core.explore.collection import Collection
-from geobind_core.index.file import EMBEDDING, EmbeddingIndex
+from geobind_core.index.file import EmbeddingIndex
+from geobind_core.index.parquet import EMBEDDING
 from geobind_core.index.search import nearest, scores
 
 Vector = npt.NDArray[np.float32]

@@ -4,37 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Literal
 
+from geobind_core.data_tools.media import kind_of
 from geobind_core.explore.collection import Collection
 from geobind_core.plugins.modality import Preview
 from geobind_core.space.space import Space
 
-Kind = Literal["image", "audio", "text"]
-
 PIXELS = 512
 """Longer side of an image that is shown."""
 
-_SHOWN: dict[str, Kind] = {
-    **dict.fromkeys(("image/jpeg", "image/png", "image/webp", "image/gif"), "image"),
-    **dict.fromkeys(("audio/mpeg", "audio/flac", "audio/wav", "audio/x-wav", "audio/ogg", "audio/mp4"), "audio"),
-    **dict.fromkeys(("text/plain", "application/json"), "text"),
-}
-"""What is handed to a browser. Nothing in here can run a script, as an SVG picture or a page could."""
-
-_LONGEST_TEXT = 2_000
 _CACHE = 64 * 2**20  # bytes
-
-
-def kind_of(preview: Preview) -> Kind | None:
-    """Returns how a preview is shown; None if it must not be."""
-    return _SHOWN.get(preview.media_type.partition(";")[0].strip().lower())
-
-
-def text_of(preview: Preview) -> str:
-    """Returns the text of a preview, not longer than a page can show."""
-    text = preview.data.decode("utf-8", "replace")
-    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
 
 
 class Previews:

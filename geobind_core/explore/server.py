@@ -15,11 +15,11 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
+from geobind_core.data_tools.media import kind_of
 from geobind_core.errors import GeoBindError
 from geobind_core.explore import answers
 from geobind_core.explore.explorer import Explorer
 from geobind_core.explore.guards import Guard
-from geobind_core.explore.media import kind_of
 from geobind_core.explore.readers import RefusedError
 from geobind_core.explore.requests import Expectation, Query
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
@@ -102,6 +102,19 @@ class LocalPair:
     extra_second: ExtraItems | None = None
 
 
+class Similarity(Protocol):
+    """How close queries and items of a gallery are; higher is closer. It is called with tiles of both."""
+
+    def __call__(self, query: EncoderOutput, gallery: EncoderOutput) -> torch.Tensor:
+        """Returns `[B, N]` for B queries and N items.
+
+        Args:
+            query: What the encoder of the one modality returned, in float64: the embedding, and those
+                of the loss's `needs` that it has.
+            gallery: Likewise of the other modality.
+        """
+
+
 class Loss(Generic[ConfigT]):
     """A kind of loss. One instance serves one pair of modalities of a stage.
 
@@ -136,3 +149,11 @@ class Loss(Generic[ConfigT]):
     def build(self) -> nn.Module:
         """Builds the module."""
         raise TypeError(f"{type(self).__name__} does not define build()")
+
+    def similarity(self) -> Similarity | None:
+        """Returns what the pair is ranked by in the evaluation; None, the default: by the cosine.
+
+        A loss that trains another measure than the cosine returns it here. What it learned itself,
+        such as a scale, is not there any more; a scale does not change an order.
+        """
+        return None

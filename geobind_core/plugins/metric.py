@@ -52,15 +52,15 @@ class Metric(Generic[ConfigT]):
     """Further figures of every ordered pair of modalities. Subclass it, set `name`, and implement `compute`.
 
     Example:
-        >>> class MeanReciprocalRank(Metric):
-        ...     name = "mean_reciprocal_rank"
+        >>> class MeanRank(Metric):
+        ...     name = "mean_rank"
         ...     def compute(self, retrieval):
-        ...         return {"mean_reciprocal_rank": (1 / retrieval.ranks).mean()}
+        ...         return {"mean_rank": retrieval.ranks.mean()}
         >>> import numpy as np
-        >>> metric = MeanReciprocalRank(MetricConfig(name="mean_reciprocal_rank"))
+        >>> metric = MeanRank(MetricConfig(name="mean_rank"))
         >>> found = metric.compute(Retrieval("audio", "text", 9, np.array([1, 4]), np.array([0, 5])))
-        >>> float(found["mean_reciprocal_rank"])
-        0.625
+        >>> float(found["mean_rank"])
+        2.5
     """
 
     name: ClassVar[str]

@@ -2,26 +2,78 @@
 
 from __future__ import annotations
 
-import json
-import platform
-from collections.abc import Mapping
-from io import StringIO
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
-from geobind_core.files import write_text
+from geobind_core.evaluation.matrix import Evaluation
+from geobind_core.files import read_json, write_text
+from geobind_core.plugins.modality import Modality
+from geobind_core.progress import duration
+from geobind_core.report import charts
+from geobind_core.report.classification import classification_views
+from geobind_core.report.lineage import COLOURS, Starts, lineage_graph
+from geobind_core.report.matrix import Pair, between_text, further_figures, heat_maps, pairs_of, shown_recall, written
+from geobind_core.report.previews import Album
+from geobind_core.report.retrievals import retrieval_examples
+from geobind_core.report.score_maps import ScoredPlaces, map_view
+from geobind_core.report.stages import StageView, stage_view
+from geobind_core.report.surroundings import DataView, versions
 from geobind_core.space.lineage import SpaceRecord
 
+BUDGET = 5 * 2**20
+"""Bytes that pictures, recordings and texts of observations may take; the rest of a page is a few hundred KiB."""
 
-def write_report(run: Path, record: SpaceRecord, metrics: Mapping[str, Any]) -> None:
+PLOT = SimpleNamespace(
+    width=charts.WIDTH,
+    height=charts.HEIGHT,
+    left=charts.LEFT,
+    right=charts.WIDTH - charts.RIGHT,
+    top=charts.TOP,
+    bottom=charts.HEIGHT - charts.BOTTOM,
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a page is about. What is missing is left out of the page.
+
+    Attributes:
+        folder: The run folder.
+        stages: The stages' folders by name, in the order of the chain.
+        record: The space's lineage.
+        metrics: The content of `metrics.json`.
+        evaluations: What was measured on each data set: has the examples.
+        modalities: How observations are shown, by name.
+        maps: Scores at places.
+        data: The data sets.
+    """
+
+    folder: Path
+    stages: Mapping[str, Path]
+    record: SpaceRecord
+    metrics: Mapping[str, Any]
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    modalities: Mapping[str, Modality[Any]] = field(default_factory=dict)
+    maps: Sequence[ScoredPlaces] = ()
+    data: Sequence[DataView] = ()
+
+
+def write_report(path: Path, subject: Subject) -> None:
     """Writes the page.
 
     Args:
-        run: The run folder; curves are read from its stages' logs.
-        record: The space's lineage.
-        metrics: The content of `metrics.json`.
+        path: The file; it appears whole.
+        subject: What it is about.
     """
     environment = Environment(
         loader=PackageLoader("geobind_core.report"),
@@ -30,59 +82,140 @@ def write_report(run: Path, record: SpaceRecord, metrics: Mapping[str, Any]) -> 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = _shown_recall(metrics)
-    page = environment.get_template("report.html.jinja").render(
-        name=run.absolute().name,
-        record=record,
-        metrics=metrics,
-        shown=shown,
-        names=[name for name in record.modalities if any(f"{name}_to_" in p for p in metrics["pairs"])],
-        stages=[{**stage, "curve": _curve(run, stage)} for stage in metrics["stages"]],
-        shade=_shade,
-        environment={"Python": platform.python_version(), **_versions(record)},
+    environment.filters["breakable"] = _breakable
+    write_text(path, environment.get_template("report.html.jinja").render(_context(subject, environment)))
+
+
+def _context(subject: Subject, environment: Environment) -> dict[str, Any]:
+    record, metrics, names = subject.record, subject.metrics, list(subject.record.modalities)
+    pairs = pairs_of(metrics, names)
+    stages = [stage_view(i, name, folder) for i, (name, folder) in enumerate(subject.stages.items(), start=1)]
+    album = Album(subject.modalities, BUDGET)
+    maps = [map_view(scored, album) for scored in subject.maps]
+    # What the chain is for comes first: the pairs that nobody trained.
+    examples, left_out = retrieval_examples(
+        sorted(pairs, key=lambda pair: not pair.is_emergent), subject.evaluations, album
     )
-    write_text(run / "report.html", page)
+    inputs = [(read_json(folder / "stage.json") or {}).get("inputs") or {} for folder in subject.stages.values()]
+    script, style = (_source(environment, name) for name in ("script.js", "style.css"))
+    return {
+        "name": subject.folder.absolute().name,
+        "folder": subject.folder.name if subject.folder.is_absolute() else subject.folder.as_posix(),
+        "version": version("geobind"),
+        "date": f"{datetime.now(UTC):%-d %B %Y, %H:%M} UTC",
+        "record": record,
+        "verdict": _verdict(pairs),
+        "tiles": _tiles(record, metrics, pairs, stages),
+        "gallery": metrics.get("gallery", 0),
+        "stages": stages,
+        "graph": lineage_graph(record, stages, Starts.of(inputs)),
+        "heat_maps": heat_maps(pairs, names),
+        "examples": examples,
+        "left_out": left_out,
+        "maps": maps,
+        "classifications": classification_views(metrics),
+        "data": subject.data,
+        "warnings": metrics.get("warnings", ()),
+        "timings": sum(stage.seconds or 0.0 for stage in stages),
+        "has_environments": any(stage.ran_on for stage in stages),
+        "versions": versions(record),
+        "duration": duration,
+        "colours": COLOURS,
+        "plot": PLOT,
+        **_table(pairs),
+        "style": Markup(style),  # both are files of this package, and hold nothing of the run
+        "script": Markup(script),
+        "script_hash": f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+    }
 
 
-def _shown_recall(metrics: Mapping[str, Any]) -> str:
-    recalls = [key for key in next(iter(metrics["pairs"].values())) if key.startswith("recall@")]
-    return "recall@10" if "recall@10" in recalls else recalls[-1]
+def _breakable(text: str) -> Markup:
+    """Returns a name that may be broken after an underscore."""
+    return Markup("_<wbr>").join(escape(part) for part in text.split("_"))
 
 
-def _shade(value: float) -> str:
-    """Returns the background of a cell of the matrix: white at 0, blue at 1, text still readable."""
-    return f"background: rgb({round(255 - 155 * value)}, {round(255 - 95 * value)}, 255)"
+def _source(environment: Environment, name: str) -> str:
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
 
 
-def _versions(record: SpaceRecord) -> dict[str, str]:
-    from importlib.metadata import version
+def _verdict(pairs: Sequence[Pair]) -> list[str]:
+    """Returns the figures in a sentence or two: the best and the weakest pair that was not trained, or else of all."""
+    shown = shown_recall(pairs)
+    plain = [pair for pair in pairs if not pair.is_composed and shown in pair.figures]
+    emergent = [pair for pair in plain if pair.is_emergent]
+    among = sorted(emergent or plain, key=lambda pair: -pair.figures[shown])
+    if not among:
+        return []
+    what = "emergent pair, of modalities that were never trained together," if emergent else "pair"
+    best, worst = among[0], among[-1]
+    within = shown.removeprefix("recall@")
+    first = (
+        f"The best {what} is {best.query} to {best.gallery}: the right answer is among the first {within} of "
+        f"{best.figures['gallery']:,} in {best.figures[shown]:.1%} of the queries"
+        + (f", by chance in {best.figures[f'chance_{shown}']:.1%}" if f"chance_{shown}" in best.figures else "")
+        + "."
+    )
+    if worst is best:
+        return [first]
+    return [f"{first} The weakest is {worst.query} to {worst.gallery} with {worst.figures[shown]:.1%}."]
 
-    found = {name: version(name) for name in ("geobind", "torch", "accelerate")}
-    return found | {m.distribution: m.version for m in record.modalities.values()}
+
+def _tiles(
+    record: SpaceRecord, metrics: Mapping[str, Any], pairs: Sequence[Pair], stages: Sequence[StageView]
+) -> list[tuple[str, str]]:
+    tiles = [
+        ("modalities", str(len(record.modalities))),
+        ("dimensions", f"{record.embed_dim:,}"),
+        ("bound through", record.binding),
+    ]
+    if metrics.get("gallery"):
+        tiles.append(("searched among", f"{metrics['gallery']:,}"))
+    shown = shown_recall(pairs)
+    for what, wanted in (("trained", False), ("emergent", True)):
+        found = [
+            p.figures[shown] for p in pairs if p.is_emergent == wanted and not p.is_composed and shown in p.figures
+        ]
+        if found:
+            tiles.append((f"{what}, mean {shown}", f"{sum(found) / len(found):.3f}"))
+    if seconds := sum(stage.seconds or 0.0 for stage in stages):
+        tiles.append(("trained for", duration(seconds)))
+    return tiles
 
 
-def _curve(run: Path, stage: Mapping[str, Any]) -> str:
-    """Returns loss and logit scale over the steps as an SVG picture."""
-    import matplotlib
+def _table(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Returns what the table of all figures shows."""
+    shown = shown_recall(pairs)
+    own = list(
+        dict.fromkeys(n for p in pairs for n in p.figures if n.startswith(("recall@", "median_rank", "mean_re")))
+    )
+    further = further_figures(pairs)
+    figures = own + [name for name in further if not name.startswith("chance_")]
 
-    matplotlib.use("svg")
-    from matplotlib import pyplot
+    def cell(pair: Pair, name: str) -> tuple[float | None, str, list[str]]:
+        value = pair.figures.get(name)
+        if value is None:
+            return None, "-", []
+        interval, chance = (pair.figures.get("intervals") or {}).get(name), pair.figures.get(f"chance_{name}")
+        small = [] if interval is None else [between_text(name, interval)]
+        small += [] if chance is None else [f"chance {written(name, chance)}"]
+        return value, written(name, value), small
 
-    folders = sorted((run / "stages").glob(f"*-{stage['name']}/log.jsonl")) if "name" in stage else []
-    records = [json.loads(line) for line in folders[0].read_text(encoding="utf-8").splitlines()] if folders else []
-    steps = [r for r in records if "loss" in r]
-    if not steps:
-        return ""
-    figure, left = pyplot.subplots(figsize=(6.4, 2.4), layout="constrained")
-    left.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="#1f4e9c")
-    left.set_xlabel("step")
-    left.set_ylabel("loss [nats]", color="#1f4e9c")
-    if "logit_scale" in steps[0]:
-        right = left.twinx()
-        right.plot([r["step"] for r in steps], [r["logit_scale"] for r in steps], color="#b35c00")
-        right.set_ylabel("logit scale", color="#b35c00")
-    picture = StringIO()
-    figure.savefig(picture, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    svg = picture.getvalue()
-    return svg[svg.index("<svg") :]
+    rows = [
+        {
+            "pair": pair,
+            "figures": [cell(pair, name) for name in figures],
+            "strict": written(shown, pair.figures["strict"][shown]) if "strict" in pair.figures else "",
+        }
+        for pair in sorted(pairs, key=lambda pair: not pair.is_emergent)
+    ]
+    return {
+        "shown": shown,
+        "figures": figures,
+        "table": rows,
+        "has_galleries": len({pair.figures.get("gallery") for pair in pairs}) > 1,
+        "has_data": len({pair.figures.get("data") for pair in pairs}) > 1,
+        "has_strict": any("strict" in pair.figures for pair in pairs),
+        "has_emergent": any(pair.is_emergent for pair in pairs),
+        "has_intervals": any("intervals" in pair.figures for pair in pairs),
+    }

@@ -26,6 +26,8 @@ from . import (
     location,
     overhead,
     peer,
+    ranks,
+    search,
     shards,
     tiled_infonce,
     two_pass,
@@ -47,6 +49,8 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     large_table.NAME: large_table.run,
     shards.NAME: shards.run,
     location.NAME: location.run,
+    ranks.NAME: ranks.run,
+    search.NAME: search.run,
     zero_shot_map.NAME: zero_shot_map.run,
 }
 

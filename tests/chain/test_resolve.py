@@ -184,7 +184,8 @@ ONE_MISTAKE = {
     ),
     "misspelled key in evaluate": (
         "gallery: 100", "galery: 100", "galery", "evaluate.galery",
-        "unknown key 'galery'. Available: batch_size, data, gallery, max_bad_samples, metrics, recall_at, split. "
+        "unknown key 'galery'. Available: batch_size, bootstrap, compose, data, gallery, maps, max_bad_samples, metrics, "
+        "recall_at, split, zero_shot. "
         "Did you mean 'gallery'?",
     ),
     "unknown modality in train, of several": (
@@ -277,7 +278,7 @@ ONE_MISTAKE = {
     ),
     "unknown metric": (
         "gallery: 100", "metrics: [median_kn]", "median_kn", "evaluate.metrics[0]",
-        "no metric 'median_kn'. Available: median_km. Did you mean 'median_km'?",
+        "no metric 'median_kn'. Available: median_km, within_km. Did you mean 'median_km'?",
     ),
     "unknown setting of a metric": (
         "gallery: 100", "metrics: [{name: median_km, furlongs: 8}]", "furlongs", "evaluate.metrics[0].furlongs",

@@ -11,9 +11,9 @@ import torch
 from rich.console import Console
 
 from geobind_core import Metric, MetricConfig, Retrieval
-from geobind_core.evaluation import ranks as module
-from geobind_core.evaluation.metrics import MedianKm, further_figures
-from geobind_core.evaluation.ranks import retrieve
+from geobind_core.evaluation import retrieve as module
+from geobind_core.evaluation.metrics import MedianKm, WithinKm, WithinKmConfig, further_figures
+from geobind_core.evaluation.retrieve import retrieve
 from geobind_core.progress import Reporter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,11 +34,12 @@ def first_by_hand(query: torch.Tensor, gallery: torch.Tensor, labels: list[list[
     return found
 
 
-@pytest.mark.parametrize("tile", [1, 50, 4_000_000])
+@pytest.mark.parametrize("tile", [(1, 1), (90, 30), (10_000_000, 1_000_000)])
 @pytest.mark.parametrize("labelled", [0, 1, 2])
 @pytest.mark.parametrize("count", [2, 17, 40])
-def test_what_came_first(monkeypatch: pytest.MonkeyPatch, tile: int, labelled: int, count: int) -> None:
-    monkeypatch.setattr(module, "_TILE_ELEMENTS", tile)
+def test_what_came_first(monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int], labelled: int, count: int) -> None:
+    monkeypatch.setattr(module, "_TILE_ELEMENTS", tile[0])
+    monkeypatch.setattr(module, "_PART_ELEMENTS", tile[1])
     query, gallery = whole_numbers(count, 0), whole_numbers(count, 1)
     labels = [(torch.randint(0, 5, (count,), generator=torch.Generator().manual_seed(s)) - 1) for s in range(labelled)]
     found = retrieve(query, gallery, labels)
@@ -101,6 +102,18 @@ def test_places_that_are_not_known_do_not_count() -> None:
     assert found["median_km"] == pytest.approx(kilometres((0, 0), (0, 2)))
     assert median_km(retrieval([0], [nothing], [(0, 0)])) == {}
     assert median_km(retrieval([0], None, None)) == {}
+
+
+def test_shares_within_a_distance() -> None:
+    queries = [(0.0, 0.0)] * 5 + [(math.nan, 0.0)]
+    gallery = [(0.0, 0.1), (0.0, 1.0), (0.0, 5.0), (0.0, 20.0), (0.0, 90.0), (0.0, 0.0)]  # 11, 111, 556, 2224 km, ...
+    found = WithinKm(WithinKmConfig(name="within_km")).compute(retrieval(list(range(6)), queries, gallery))
+    shares = {name: value for name, value in found.items() if not name.startswith("chance_")}
+    assert shares == {"within_25_km": 0.2, "within_200_km": 0.4, "within_750_km": 0.6, "within_2500_km": 0.8}
+    assert found["chance_within_25_km"] == pytest.approx(2 / 6, abs=0.01)  # of the gallery, two are as near
+    other = WithinKm(WithinKmConfig(name="within_km", km=[1.5])).compute(retrieval([5], [(0, 0)], gallery))
+    assert other["within_1.5_km"] == 1
+    assert WithinKm(WithinKmConfig(name="within_km")).compute(retrieval([0], None, None)) == {}
 
 
 # ---------------------------------------------------------------------- metrics of plugins

@@ -1,35 +1,30 @@
-"""Ranks against counting them one by one, and what is made of them."""
+"""What is made of ranks, and what it would be by chance."""
 
 import itertools
 import statistics
-from collections.abc import Sequence
 from math import comb
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from geobind_core.evaluation import ranks as module
+from geobind_core.evaluation import bootstrap
+from geobind_core.evaluation.figures import figures_of, intervals_of, legacy_figures
 from geobind_core.evaluation.ranks import (
+    chance_mean_reciprocal_rank,
+    chance_median_rank,
     chance_recall_at,
     count_right_items,
+    cutoff,
+    legacy_recall_at,
+    mean_reciprocal_rank,
     median_rank,
     recall_at,
-    retrieval_ranks,
 )
+from geobind_core.evaluation.retrieve import retrieval_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def counted(query: torch.Tensor, gallery: torch.Tensor, labels: Sequence[Sequence[int]] = ()) -> list[int]:
-    """Ranks by definition: of the right items the best counts, and whatever wrong ties with it is before it."""
-    similarity = (query.double() @ gallery.double().T).tolist()
-    found = []
-    for i, row in enumerate(similarity):
-        right = {i} | {j for codes in labels for j in range(len(row)) if codes[i] >= 0 and codes[j] == codes[i]}
-        best = max(row[j] for j in right)
-        found.append(1 + sum(1 for j, value in enumerate(row) if j not in right and value >= best))
-    return found
 
 
 def whole_numbers(count: int, seed: int, dim: int = 3) -> torch.Tensor:
@@ -41,78 +36,6 @@ def whole_numbers(count: int, seed: int, dim: int = 3) -> torch.Tensor:
 def few_labels(count: int, seed: int) -> list[int]:
     """Labels of which about a fifth are none."""
     return (torch.randint(0, 5, (count,), generator=torch.Generator().manual_seed(seed)) - 1).tolist()
-
-
-@pytest.fixture(params=[1, 7, 50, 4_000_000], ids=lambda n: f"tiles of {n} numbers")
-def _tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TILE_ELEMENTS", request.param)
-
-
-@pytest.mark.usefixtures("_tiles")
-@pytest.mark.parametrize("count", [2, 3, 17, 40])
-def test_ranks_are_counts_ties_included(count: int) -> None:
-    query, gallery = whole_numbers(count, 0), whole_numbers(count, 1)
-    expected = counted(query, gallery)
-    assert retrieval_ranks(query, gallery).tolist() == expected
-    if count == 40:
-        similarity = query @ gallery.T
-        assert ((similarity == similarity.diagonal()[:, None]).sum(1) > 1).any(), "the example must have ties"
-        assert min(expected) < 5
-        assert max(expected) > 20
-
-
-@pytest.mark.usefixtures("_tiles")
-@pytest.mark.parametrize("sides", [1, 2])
-def test_the_best_ranked_right_item_counts(sides: int) -> None:
-    query, gallery = whole_numbers(40, 2), whole_numbers(40, 3)
-    labels = [few_labels(40, seed) for seed in range(sides)]
-    found = retrieval_ranks(query, gallery, [torch.tensor(codes) for codes in labels])
-    assert found.tolist() == counted(query, gallery, labels)
-    assert found.sum() < retrieval_ranks(query, gallery).sum(), "labels can only help"
-
-
-def test_rows_without_a_label_have_only_themselves() -> None:
-    query, gallery = whole_numbers(30, 4), whole_numbers(30, 5)
-    nobody = torch.full((30,), -1)
-    assert torch.equal(retrieval_ranks(query, gallery, [nobody]), retrieval_ranks(query, gallery))
-
-
-def test_all_of_one_label_is_always_right() -> None:
-    query, gallery = whole_numbers(30, 4), whole_numbers(30, 5)
-    assert retrieval_ranks(query, gallery, [torch.zeros(30, dtype=torch.long)]).tolist() == [1] * 30
-
-
-@pytest.mark.usefixtures("_tiles")
-@pytest.mark.parametrize(("count", "dim"), [(13, 5), (250, 512), (251, 128)])
-def test_an_encoder_that_says_the_same_of_everything_comes_last(count: int, dim: int) -> None:
-    same = torch.nn.functional.normalize(torch.randn(dim, generator=torch.Generator().manual_seed(0)), dim=0)
-    constant = same.expand(count, dim).clone()
-    assert retrieval_ranks(constant, constant).tolist() == [count] * count
-
-
-def test_a_perfect_encoder_comes_first() -> None:
-    generator = torch.Generator().manual_seed(0)
-    embeddings = torch.nn.functional.normalize(torch.randn(200, 16, generator=generator), dim=-1)
-    assert retrieval_ranks(embeddings, embeddings).tolist() == [1] * 200
-
-
-def test_the_direction_is_from_query_to_gallery() -> None:
-    query = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.8, 0.2]])
-    gallery = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.9]])
-    assert retrieval_ranks(query, gallery).tolist() == [1, 2, 3]
-    assert retrieval_ranks(gallery, query).tolist() == counted(gallery, query) == [1, 2, 1]
-
-
-@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_what_has_no_rank_is_refused(broken: float) -> None:
-    good = whole_numbers(4, 0)
-    bad = good.clone()
-    bad[2, 1] = broken
-    for query, gallery in ((bad, good), (good, bad)):
-        with pytest.raises(ValueError, match="not finite"):
-            retrieval_ranks(query, gallery)
-    with pytest.raises(ValueError, match=r"\(4, 3\).*\(3, 3\)"):
-        retrieval_ranks(good, good[:3])
 
 
 # ---------------------------------------------------------------------- recall, median
@@ -180,3 +103,124 @@ def test_right_items_are_counted(sides: int) -> None:
     for i in range(50):
         right = {i} | {j for codes in labels for j in range(50) if codes[i] >= 0 and codes[i] == codes[j]}
         assert found[i] == len(right)
+
+
+@pytest.mark.parametrize("gallery", [4, 5, 7])
+def test_chance_of_median_and_reciprocal_ranks_by_enumeration(gallery: int) -> None:
+    """All orders of a small gallery; the rank is 1 + the wrong items before the first right one."""
+    for right in range(1, gallery + 1):
+        orders = itertools.permutations(range(gallery))
+        ranks = [1 + next(i for i, item in enumerate(order) if item < right) for order in orders]
+        items = torch.tensor([right])
+        assert chance_mean_reciprocal_rank(items, gallery) == pytest.approx(statistics.mean(1 / r for r in ranks))
+        assert chance_median_rank(items, gallery) == statistics.median(ranks)
+
+
+def test_chance_of_large_galleries() -> None:
+    ones = torch.ones(3, dtype=torch.long)
+    assert chance_median_rank(ones, 10_000) == 5000.5
+    assert chance_median_rank(ones, 9_999) == 5000
+    harmonic = sum(1 / k for k in range(1, 10_001))
+    assert chance_mean_reciprocal_rank(ones, 10_000) == pytest.approx(harmonic / 10_000, rel=1e-9)
+
+
+# ---------------------------------------------------------------------- shares, mean reciprocal rank, older papers
+
+
+@pytest.mark.parametrize(
+    ("k", "gallery", "expected"),
+    [
+        (10, 5, 10),
+        ("1%", 1000, 10),
+        ("10%", 993, 99),
+        ("9%", 9, 1),
+        ("0.5%", 1000, 5),
+        ("100%", 7, 7),
+        ("29%", 100, 29),
+    ],
+)
+def test_shares_of_the_gallery(k: int | str, gallery: int, expected: int) -> None:
+    assert cutoff(k, gallery) == expected
+
+
+def test_figures_by_hand() -> None:
+    ranks = torch.tensor([1, 2, 4, 4, 100] * 20)
+    found = figures_of(ranks, torch.ones(100, dtype=torch.long), [1, 3, "4%"])
+    assert found == {
+        "recall@1": 0.2, "recall@3": 0.4, "recall@4%": 0.8, "median_rank": 4.0,
+        "mean_reciprocal_rank": pytest.approx((1 + 0.5 + 0.25 + 0.25 + 0.01) / 5),
+        "chance_recall@1": 0.01, "chance_recall@3": 0.03, "chance_recall@4%": 0.04, "chance_median_rank": 50.5,
+        "chance_mean_reciprocal_rank": pytest.approx(sum(1 / k for k in range(1, 101)) / 100),
+    }  # fmt: skip
+    assert mean_reciprocal_rank(ranks) == found["mean_reciprocal_rank"]
+
+
+def soundingearth_recall(similarity: np.ndarray, k: int) -> float:
+    """As SoundingEarth: the place of the own item in the order, from 0, is to be less than k."""
+    order = (-similarity).argsort(axis=1)
+    return float(np.mean([list(row).index(i) < k for i, row in enumerate(order)]))
+
+
+def geoclap_recall(similarity: np.ndarray, k: int) -> float:
+    """As GeoCLAP: that place from 1 is to be less than k."""
+    order = (-similarity).argsort(axis=1)
+    return float(np.mean([list(row).index(i) + 1 < k for i, row in enumerate(order)]))
+
+
+def test_older_papers_corrected_for_their_conventions_say_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(300, 12, generator=generator)
+    gallery = query + torch.randn(300, 12, generator=generator)
+    similarity, ranks = (query @ gallery.T).numpy(), retrieval_ranks(query, gallery)
+    legacy = legacy_figures(ranks, [1, 2, 10, "10%"])["legacy_strict"]
+    for k in (1, 2, 10):
+        assert soundingearth_recall(similarity, k) == recall_at(ranks, k)
+        assert geoclap_recall(similarity, k) == recall_at(ranks, k - 1) == legacy[f"recall@{k}"]
+    assert geoclap_recall(similarity, 30) == legacy["recall@10%"]
+    assert 0.2 < legacy["recall@10"] < recall_at(ranks, 10)
+    perfect = torch.ones(5, dtype=torch.long)
+    assert (legacy_recall_at(perfect, 1), legacy_recall_at(perfect, 2)) == (0, 1)
+
+
+# ---------------------------------------------------------------------- intervals
+
+
+def drawn_anew(values: np.ndarray, figure: Any, times: int = 4000) -> tuple[float, float]:
+    """The plain bootstrap: the queries drawn with replacement, one draw after the other."""
+    rng = np.random.default_rng(9)
+    found = [figure(values[rng.integers(0, len(values), len(values))]) for _ in range(times)]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("count", [60, 61])
+def test_intervals_are_those_of_the_plain_bootstrap(count: int) -> None:
+    ranks = np.random.default_rng(1).geometric(0.05, count)
+    rng = np.random.default_rng(2)
+    spread = 12.0
+    hits = int((ranks <= 10).sum())
+    share = bootstrap.of_share(hits, count, 4000, rng)
+    assert share == pytest.approx(drawn_anew(ranks, lambda r: (r <= 10).mean()), abs=0.02)
+    assert bootstrap.of_median(ranks, 4000, rng) == pytest.approx(drawn_anew(ranks, np.median), abs=spread / 12)
+    mean = bootstrap.of_mean(1 / ranks, 4000, rng)
+    assert mean == pytest.approx(drawn_anew(1 / ranks, np.mean), abs=0.01)
+    assert mean[0] < (1 / ranks).mean() < mean[1]
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    """Of 300 galleries with a recall of 0.3 in truth, about 95 % of the intervals have it."""
+    rng = np.random.default_rng(5)
+    covered = []
+    for _ in range(300):
+        low, high = bootstrap.of_share(int(rng.binomial(500, 0.3)), 500, 500, rng)
+        covered.append(low <= 0.3 <= high)
+    assert 0.9 < np.mean(covered) < 0.985
+
+
+def test_intervals_repeat_and_can_be_left_out() -> None:
+    ranks = torch.from_numpy(np.random.default_rng(1).integers(1, 50, 200))
+    first = intervals_of(ranks, [1, "10%"], 100, 7)
+    assert first == intervals_of(ranks, [1, "10%"], 100, 7) != intervals_of(ranks, [1, "10%"], 100, 8)
+    assert first["intervals"].keys() == {"recall@1", "recall@10%", "median_rank", "mean_reciprocal_rank"}
+    assert all(low <= high for low, high in first["intervals"].values())
+    assert intervals_of(ranks, [1], 0, 7) == {}
