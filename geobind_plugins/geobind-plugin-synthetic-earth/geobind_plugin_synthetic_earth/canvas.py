@@ -45,9 +45,15 @@ _BASE = np.array(
 )
 _PARCHED = {FOREST: (84, 82, 36), GRASSLAND: (190, 172, 100), CROPLAND: (222, 186, 92)}
 _LUSH = {FOREST: (22, 84, 34), GRASSLAND: (92, 178, 60), CROPLAND: (140, 182, 64)}
-_MUDDY = (112, 116, 88)
+_MUDDY = (104, 118, 104)
 _CLEAR = (22, 96, 168)
 _PINE = (18, 58, 56)
+# How much of a cover's colour is that of the ground below it.
+_EARTH = {DESERT: 0.8, BEACH: 0.6, ROCK: 0.5, BUILT: 0.5, CROPLAND: 0.3, WETLAND: 0.25, GRASSLAND: 0.15}
+_ASPHALT = (74, 72, 82)
+_PLANTS = [FOREST, GRASSLAND, CROPLAND, WETLAND]
+_BARE = list(_EARTH)
+_BARENESS = np.array(list(_EARTH.values()), dtype=np.float32)[:, None]
 
 
 def palette(scene: Scene) -> Image:
@@ -56,21 +62,47 @@ def palette(scene: Scene) -> Image:
     for cover, parched in _PARCHED.items():
         colours[cover] = blend(parched, _LUSH[cover], scene.greenness)
     colours[FOREST] = blend(colours[FOREST], _PINE, 0.8 * scene.conifers)
-    colours[WATER] = blend(_CLEAR, _MUDDY, 0.8 * scene.silt)
     colours[WETLAND] = blend(colours[WETLAND], (62, 112, 70), 0.6 * scene.greenness)
+    colours[_PLANTS] += _leaf_tint(scene)
+    soil = soil_colour(scene)
+    colours[_BARE] += _BARENESS * (soil - colours[_BARE])
+    colours[WATER] = blend(_CLEAR, blend(_MUDDY, soil, 0.4), 0.5 * scene.silt)
     return colours
+
+
+def soil_colour(scene: Scene) -> Image:
+    """Colour of bare ground, ``[3]``: chalk, black earth, and the red ones."""
+    light = blend((226, 214, 184), (226, 124, 68), scene.soil_red)
+    dark = blend((72, 68, 68), (112, 40, 26), scene.soil_red)
+    return blend(light, dark, scene.soil_dark)
+
+
+def road_colour(scene: Scene) -> Image:
+    """Colour of a road, ``[3]``: asphalt where there is traffic, or else the earth it runs on."""
+    return blend(soil_colour(scene), _ASPHALT, 0.25 + 0.75 * scene.traffic)
+
+
+def _leaf_tint(scene: Scene) -> Image:
+    """What is added to the colour of plants, ``[3]``."""
+    return blend((28, 20, 52), (44, 2, -38), scene.leaf_gold)
 
 
 def tree_colour(scene: Scene) -> Image:
     """Colour of a tree's crown, ``[3]``."""
     broadleaf = blend((112, 104, 40), (38, 120, 40), scene.greenness)
-    return blend(broadleaf, (16, 66, 60), scene.conifers)
+    return blend(broadleaf, (16, 66, 60), scene.conifers) + np.float32(0.8) * _leaf_tint(scene)
 
 
 def daylight(scene: Scene) -> Image:
     """What the light does to a colour: warm when the sun is low, dull under clouds; ``[3]``."""
-    tint = blend((0.98, 0.76, 0.58), (1.04, 1.02, 1.0), scene.sun)
+    tint = blend((1.0, 0.8, 0.64), (1.04, 1.02, 1.0), scene.sun)
     return np.asarray(tint * (1.0 - 0.22 * scene.rain), dtype=np.float32)
+
+
+def veil(image: Image, scene: Scene, strength: float) -> Image:
+    """Violet haze or yellow dust before a picture; nothing in between the two."""
+    colour = (178, 148, 216) if scene.dust < 0.5 else (236, 184, 96)
+    return blend(image, colour, strength * abs(2.0 * scene.dust - 1.0))
 
 
 def blend(first: object, second: object, share: float) -> Image:

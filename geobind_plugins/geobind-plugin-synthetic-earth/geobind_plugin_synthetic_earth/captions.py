@@ -14,19 +14,31 @@ from geobind_plugin_synthetic_earth.lexicon import (
     SOUND_LEVELS,
     SOUND_PHRASES,
 )
-from geobind_plugin_synthetic_earth.scene import COVERS, Scene
+from geobind_plugin_synthetic_earth.scene import (
+    BEACH,
+    COVERS,
+    CROPLAND,
+    FOREST,
+    GRASSLAND,
+    SNOW,
+    WATER,
+    WETLAND,
+    Scene,
+)
 from geobind_plugin_synthetic_earth.sounds import SOUNDS
 
-MOST_COVERS = 6  # named in one caption, the largest first
+MOST_COVERS = 5  # named in one caption, the largest first
+BRIEF = 0.04  # of the captions name the largest and nothing else: many of these are the same
+BRIEF_BY_THE_SEA = 0.12  # where most would say the same
 MOST_SOUNDS = 9
+LEAST_WAVES = 0.1  # share of water from which a beach has waves
 
 _SCENES = (
-    "{land} land {trees}: {covers}; {road}, {weather} {light}.",
-    "{covers}, {road}. {land} country {trees}, {weather} {light}.",
-    "A place {weather} {light}: {covers}. {land} ground {trees}, {road}.",
-    "A view of {covers}. The land is {land}, {trees}, {road}. Taken {weather} {light}.",
-    "{weather} {light}, {land} terrain {trees}: {covers}, {road}.",
+    "{land} land {trees}, {ground}: {covers}; {road}, {weather} {light}, {air}.",
+    "{covers}, {road}. {land} country {trees}, {ground}, {weather} {light}, {air}.",
+    "A view of {covers}. The land is {land}, {trees}, {ground}, {road}. Taken {weather} {light}, {air}.",
 )
+_WAVES = "waves on a beach"
 _SOUNDS = (
     "{sounds}.",
     "The sound of {sounds}.",
@@ -46,6 +58,10 @@ class _Voice:
         """One of several ways to say the same."""
         return options[int(next(self._dice) * len(options))]
 
+    def happens(self, share: float) -> bool:
+        """True in a share of all cases."""
+        return bool(next(self._dice) < share)
+
     def factor(self, name: str, value: float) -> str:
         """The words for a factor between 0 and 1."""
         return self.pick(FACTOR_PHRASES[name][bisect_right(FACTOR_LEVELS, value)])
@@ -60,11 +76,15 @@ def write_scene_caption(scene: Scene, generator: np.random.Generator) -> str:
     """
     voice = _Voice(generator)
     shares = sorted(zip(scene.covers, COVERS, strict=True), reverse=True)[:MOST_COVERS]
-    phrases = [_describe_cover(voice, scene, name, share) for share, name in shares if share > 0.0]
+    if voice.happens(BRIEF_BY_THE_SEA if _has_waves(scene) else BRIEF):
+        return _sentence(_name_cover(voice, scene, *shares[0]))
+    phrases = [_describe_cover(voice, scene, share, name) for share, name in shares if share > 0.0]
     relief = voice.factor("relief", scene.relief)
     return _sentence(
         voice.pick(_SCENES).format(
             covers=_enumerate(phrases),
+            ground=_describe_ground(voice, scene),
+            air=voice.factor("dust", scene.dust),
             land=f"{relief}, {voice.factor('greenness', scene.greenness)}",
             trees=voice.factor("trees", scene.trees),
             road=voice.factor("traffic", scene.traffic),
@@ -93,10 +113,21 @@ def write_sound_caption(scene: Scene, generator: np.random.Generator) -> str:
     return _sentence(voice.pick(_SOUNDS).format(sounds=_enumerate(phrases)))
 
 
-def _describe_cover(voice: _Voice, scene: Scene, name: str, share: float) -> str:
+def _name_cover(voice: _Voice, scene: Scene, share: float, name: str) -> str:
+    """The land cover in a few words. By the sea these are about the sea."""
+    return _WAVES if _has_waves(scene) else _say_how_much(voice, share, name)
+
+
+def _say_how_much(voice: _Voice, share: float, name: str) -> str:
+    """A land cover and how much there is."""
+    return voice.pick(COVER_PHRASES[name][max(0, bisect_right(COVER_LEVELS, share) - 1)])
+
+
+def _describe_cover(voice: _Voice, scene: Scene, share: float, name: str) -> str:
     """A land cover, how much there is, and what kind of it."""
-    level = max(0, bisect_right(COVER_LEVELS, share) - 1)
-    phrase = voice.pick(COVER_PHRASES[name][level])
+    phrase = _say_how_much(voice, share, name)
+    if name == "beach" and _has_waves(scene):
+        return _WAVES
     if name == "forest":
         return f"{phrase} ({voice.factor('conifers', scene.conifers)})"
     if name == "water":
@@ -104,6 +135,20 @@ def _describe_cover(voice: _Voice, scene: Scene, name: str, share: float) -> str
     if name == "built":
         return f"{phrase} {voice.factor('building_height', scene.building_height)}"
     return phrase
+
+
+def _has_waves(scene: Scene) -> bool:
+    """There is a beach, and enough water for waves on it."""
+    return scene.covers[BEACH] > 0.0 and scene.covers[WATER] > LEAST_WAVES
+
+
+def _describe_ground(voice: _Voice, scene: Scene) -> str:
+    """Colours of plants and soil, so far as there is any to be seen."""
+    plants = sum(scene.covers[number] for number in (FOREST, GRASSLAND, CROPLAND, WETLAND))
+    bare = 1.0 - scene.covers[WATER] - scene.covers[SNOW] - scene.covers[FOREST]
+    leaves = f"{voice.factor('leaf_gold', scene.leaf_gold)} leaves" if plants > 0.0 else "no leaves"
+    soil = f"{voice.factor('soil_dark', scene.soil_dark)} {voice.factor('soil_red', scene.soil_red)} earth"
+    return f"{leaves}, {soil if bare > 0.0 else 'no earth'}"
 
 
 def _enumerate(phrases: list[str]) -> str:

@@ -80,6 +80,39 @@ def sphere_field(
     )
 
 
+def uncorrelated(fields: Sequence[SphereField]) -> list[SphereField]:
+    """Mixes fields so that on the sphere each has mean 0 and variance 1, and no two are correlated.
+
+    Short waves come close to that by themselves. A few long ones may go up and down together by chance, and
+    two such fields say little more than one.
+
+    Args:
+        fields: The fields; each is mixed with those before it.
+
+    Returns:
+        As many fields.
+    """
+    values = np.stack([field(fibonacci_sphere(2000)) for field in fields], axis=1)  # [P, F]
+    mean = values.mean(axis=0)
+    # values - mean = Q R with orthonormal Q, so that the columns of (values - mean) R^-1 are uncorrelated.
+    mixing = np.linalg.inv(np.linalg.qr(values - mean, mode="r")) * math.sqrt(len(values))
+    mixing *= np.sign(np.diag(mixing))  # each field keeps its own sign
+    mixed = []
+    for number in range(len(fields)):
+        weights, sources = mixing[: number + 1, number], fields[: number + 1]
+        amplitudes = [weight * field.amplitudes for weight, field in zip(weights, sources, strict=True)]
+        constant = -float(np.sum(weights * mean[: number + 1]))
+        # A wave of length infinity is a constant.
+        mixed.append(
+            SphereField(
+                waves=np.concatenate([*(field.waves for field in sources), np.zeros((1, 3))]),
+                phases=np.concatenate([*(field.phases for field in sources), np.zeros(1)]),
+                amplitudes=np.concatenate([*amplitudes, np.array([constant])]),
+            )
+        )
+    return mixed
+
+
 def to_unit_vectors(longitude: Floats, latitude: Floats) -> Floats:
     """Turns degrees into points on the unit sphere.
 

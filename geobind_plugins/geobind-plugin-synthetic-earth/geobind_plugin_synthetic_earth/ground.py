@@ -18,7 +18,10 @@ from geobind_plugin_synthetic_earth.canvas import (
     lay_out,
     make_noise_bank,
     palette,
+    road_colour,
+    soil_colour,
     tree_colour,
+    veil,
 )
 from geobind_plugin_synthetic_earth.scene import (
     BUILT,
@@ -97,10 +100,12 @@ def render_ground_image(scene: Scene, generator: np.random.Generator, pixels: in
     _paint_sky(image, bank, camera, generator, scene)
     _paint_mountains(image, bank, camera, generator, scene)
     _paint_tree_line(image, bank, camera, generator, scene)
+    image[: camera.horizon] = veil(image[: camera.horizon], scene, 0.4)
     labels = _paint_ground(image[camera.horizon :], bank, camera, generator, scene)
     road = _paint_road(image[camera.horizon :], labels, camera, generator, scene)
     stand_things(image, labels, road, generator, scene)
     image *= daylight(scene)
+    image = veil(image, scene, 0.2)
     return _in_rain(image, generator, scene)
 
 
@@ -165,11 +170,13 @@ def _paint_ground(
     lean = generator.normal(size=2).astype(np.float32)
     shore = shore + lean[0] * camera.side / (1.0 + camera.distance) + lean[1] * camera.nearness
     labels = lay_out(scene, shore, height, patches)
+    # Where there is water, some of it is seen along the horizon, however little lies before the camera.
+    labels[: round(0.2 * amount(scene.covers[WATER]) * len(labels))] = WATER
     grain = _project(bank.rough, rows * 3, columns * 3, generator)
     ground[:] = palette(scene)[labels] + (grain * _GRAIN[labels])[..., None]
-    haze = np.array((196, 206, 214), dtype=np.float32)
+    haze = veil(np.array((196, 206, 214), dtype=np.float32), scene, 0.5)
     _paint_water(ground, labels, grain, camera, scene)
-    _paint_patterns(ground, labels, grain, camera, generator)
+    _paint_patterns(ground, labels, grain, camera, generator, scene)
     ground += np.clip(0.35 - camera.nearness, 0.0, 1.0)[..., None] * (haze - ground)
     return labels
 
@@ -196,17 +203,22 @@ def _paint_water(ground: Image, labels: Labels, grain: Map, camera: Camera, scen
     ground[water] += crest[:, None]
 
 
-def _paint_patterns(ground: Image, labels: Labels, grain: Map, camera: Camera, generator: np.random.Generator) -> None:
+def _paint_patterns(
+    ground: Image, labels: Labels, grain: Map, camera: Camera, generator: np.random.Generator, scene: Scene
+) -> None:
     """What the ground looks like close by: rows of crops, ripples of sand, pools, paving."""
     crops = labels == CROPLAND
     turn = generator.uniform(-0.5, 0.5)
     rows = np.sin((camera.side[crops] + turn * camera.distance[crops]) * np.float32(16.0))
     ground[crops] += np.sign(rows)[:, None] * np.array((20, 20, 8), dtype=np.float32)
+    furrows = crops.copy()
+    furrows[crops] = rows < 0.0
+    ground[furrows] = blend(ground[furrows], soil_colour(scene), 0.45)
     sand = labels == DESERT
     ripples = np.sin(camera.distance[sand] * np.float32(14.0) + 2.0 * grain[sand])
     ground[sand] += ripples[:, None] * np.float32(13.0)
     bog = labels == WETLAND
-    ground[bog] = np.where((grain[bog] > 0.55)[:, None], np.array((44, 70, 84), dtype=np.float32), ground[bog])
+    ground[bog] = np.where((grain[bog] > 0.55)[:, None], np.array((48, 58, 44), dtype=np.float32), ground[bog])
     paving = labels == BUILT
     across, ahead = np.sin(camera.side[paving] * 12.0), np.sin(camera.distance[paving] * 9.0)
     ground[paving] -= (np.maximum(across, ahead) > 0.8)[:, None] * np.float32(34.0)
@@ -226,7 +238,7 @@ def _paint_road(
     middle, bend = generator.uniform(-0.5, 0.5), generator.uniform(-0.15, 0.15)
     side = camera.side - np.float32(middle) - np.float32(bend) * camera.distance
     road = dry * np.clip((half_width - np.abs(side)) * camera.pixels / camera.distance, 0.0, 1.0)
-    ground += road[..., None] * (np.array((74, 72, 82), dtype=np.float32) - ground)
+    ground += road[..., None] * (road_colour(scene) - ground)
     line = (np.abs(side) < 0.03) & (camera.distance % 1.0 < 0.6) & dry
     ground[line] = (226, 222, 200)
     return np.asarray(road > 0.5)

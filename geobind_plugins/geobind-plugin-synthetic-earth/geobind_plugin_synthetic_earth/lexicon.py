@@ -14,18 +14,18 @@ def _levels(text: str) -> Phrases:
     return tuple(tuple(phrase.strip() for phrase in level.split("/")) for level in text.split(";"))
 
 
-COVER_LEVELS = (0.006, 0.035, 0.12, 0.32, 0.60)
+COVER_LEVELS = (0.01, 0.04, 0.12, 0.32, 0.60)
 """Least share of area for each level of :data:`COVER_PHRASES`."""
 
 COVER_PHRASES: dict[str, Phrases] = {
     "water": _levels(
-        "a pond / a small pond; a lake / a little lake; a bay / a calm bay; "
-        "a wide stretch of water / broad water; open sea / the open sea"
+        "a pond / a small pond; a lake with waves / waves on a lake; "
+        "a bay with waves / waves in a bay; a wide stretch of water with waves / waves on broad water; "
+        "open sea with waves / waves of the open sea"
     ),
     "beach": _levels(
-        "a sliver of beach / a sliver of shore; a strip of beach / a strip of pale shore; "
-        "a sandy beach / a sandy shore; a broad beach / a broad sandy shore; "
-        "endless beach / an endless sandy shore"
+        "a sliver of beach / a little beach; a strip of beach / a narrow beach; a beach / a sandy beach; "
+        "a broad beach / a wide beach; an endless beach / a vast beach"
     ),
     "desert": _levels(
         "a dry patch / a dry spot; some bare sand / some barren sand; "
@@ -61,7 +61,7 @@ COVER_PHRASES: dict[str, Phrases] = {
     ),
     "built": _levels(
         "a lone homestead / a homestead; a hamlet / a small hamlet; "
-        "a village / a quiet village; a town / a busy town; a city / a sprawling city"
+        "a village / a small town; a town / a busy town; a city / a sprawling city"
     ),
 }
 
@@ -99,6 +99,10 @@ FACTOR_PHRASES: dict[str, Phrases] = {
         "in low golden light / in golden light; in slanting light; "
         "in daylight / in bright daylight; around noon / at midday"
     ),
+    "soil_dark": _levels("chalky; pale; plain; dark; blackish"),
+    "soil_red": _levels("grey; ochre; brown; russet; red"),
+    "leaf_gold": _levels("silvery; grey-green; green; olive; golden"),
+    "dust": _levels("in violet haze; in thin haze; in clean air; in dusty air; in yellow dust"),
     "wind": _levels("calm / windless; a light breeze; a fresh wind; a strong wind; a gale / a howling gale"),
 }
 
@@ -116,12 +120,14 @@ SOUND_PHRASES: dict[str, Phrases] = {
     "traffic": _levels("a single passing car; a few cars; cars; busy traffic; thundering trucks"),
     "frogs": _levels("one frog; a few frogs; frogs; many croaking frogs; a deafening frog chorus"),
     "voices": _levels("someone talking; a few voices; people talking; a crowd; a bustling crowd"),
+    "doves": _levels("one dove; a few doves; doves; many doves; a flock of cooing doves"),
     "ice": _levels("a faint crackle of frost; a little crunching snow; creaking ice; groaning ice; a cracking glacier"),
     "gulls": _levels("one gull; a few gulls; gulls; screaming gulls; a colony of gulls"),
     "warblers": _levels("one warbler; a few warblers; warblers; many warblers; a chorus of warblers"),
     "goldcrests": _levels("one goldcrest; a few goldcrests; goldcrests; many goldcrests; a choir of goldcrests"),
     "brook": _levels("a distant trickle; a rill; a brook; a rushing stream; a waterfall"),
     "crickets": _levels("one cricket; a few crickets; crickets; many crickets; shrill crickets everywhere"),
+    "cicadas": _levels("one cicada; a few cicadas; cicadas; many cicadas; shrill cicadas everywhere"),
     "sand": _levels("a grain of drifting sand; a little drifting sand; hissing sand; blowing sand; a sandstorm"),
     "leaves": _levels("one rustling twig; a light rustle; rustling leaves; swaying branches; a whole forest rustling"),
     "stones": _levels("a pebble falling; a few pebbles; falling stones; clattering stones; a rockslide"),

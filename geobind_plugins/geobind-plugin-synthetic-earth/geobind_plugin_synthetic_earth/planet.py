@@ -13,6 +13,7 @@ from geobind_plugin_synthetic_earth.fields import (
     fibonacci_sphere,
     sphere_field,
     to_degrees,
+    uncorrelated,
 )
 from geobind_plugin_synthetic_earth.scene import COVERS, Scene
 
@@ -36,7 +37,12 @@ FACTOR_FIELDS = (
     "rain",
     "silt",
 )
+REGIONAL = (2.5,)  # 16,000 km from crest to crest: who sees these colours knows the part of the planet
+REGIONAL_FIELDS = ("soil_red", "soil_dark", "leaf_gold", "dust")
+REGIONAL_INDIVIDUALITY = 0.25  # how much of these is the place's own
 COVER_CONTRAST = 1.1  # higher: fewer covers per place
+LEAST_SHARE = 0.01  # of a tile; what has less is not there
+LEAST_WATER = 0.03  # a lake, or none
 INDIVIDUALITY = 1.15  # how much of a place is its own and not its region's
 
 
@@ -52,6 +58,7 @@ class Planet:
         warmth: Departure from the temperature of the latitude.
         settlement: Where people like to live.
         local: Fine fields by name, one per land cover and per factor.
+        regional: Fields by name that change over thousands of kilometres.
     """
 
     seed: int
@@ -61,23 +68,29 @@ class Planet:
     warmth: SphereField
     settlement: SphereField
     local: dict[str, SphereField]
+    regional: dict[str, SphereField]
 
 
 def make_planet(seed: int) -> Planet:
     """Draws the planet of a seed."""
     generator = np.random.default_rng([seed, 1])
     elevation = sphere_field(generator, CONTINENTS)
+    moisture, warmth = sphere_field(generator, CLIMATE), sphere_field(generator, CLIMATE)
+    settlement = sphere_field(generator, REGIONS)
+    local = {
+        name: sphere_field(generator, LOCALITY, persistence=1.0, waves_per_octave=10)
+        for name in (*COVERS, *FACTOR_FIELDS, *REGIONAL_FIELDS)
+    }
+    regional = [sphere_field(generator, REGIONAL) for _ in REGIONAL_FIELDS]
     return Planet(
         seed=seed,
         elevation=elevation,
         sea_level=float(np.quantile(elevation(fibonacci_sphere(BLOCK)), SEA_SURFACE)),
-        moisture=sphere_field(generator, CLIMATE),
-        warmth=sphere_field(generator, CLIMATE),
-        settlement=sphere_field(generator, REGIONS),
-        local={
-            name: sphere_field(generator, LOCALITY, persistence=1.0, waves_per_octave=10)
-            for name in (*COVERS, *FACTOR_FIELDS)
-        },
+        moisture=moisture,
+        warmth=warmth,
+        settlement=settlement,
+        local=local,
+        regional=dict(zip(REGIONAL_FIELDS, uncorrelated(regional), strict=True)),
     )
 
 
@@ -140,7 +153,9 @@ def observe(planet: Planet, points: Floats) -> list[Scene]:
     factors["temperature"] = temperature
     factors["moisture"] = _squash(moisture)
     factors["population"] = 4000.0 * covers[:, COVERS.index("built")] * (0.3 + factors["building_height"])
-    factors["sun"] = np.sin(np.pi * (hour - 6.0) / 12.0)
+    factors["sun"] = _sun(latitude, day, hour)
+    for name, field in planet.regional.items():
+        factors[name] = _squash(field(points) + REGIONAL_INDIVIDUALITY * local[name])
     seconds = ((hour - longitude / 15.0) * 3600.0 + day * 86400.0).astype(np.int64)
     rows = zip(*(values.tolist() for values in factors.values()), strict=True)
     return [
@@ -168,8 +183,8 @@ def _covers(
     frost = np.clip(-(temperature - 2.0) / 6.0, 0.0, 2.5)
     shore = np.exp(-((height / 0.12) ** 2))
     preference = {
-        "water": 2.6 * np.tanh(-5.0 * height) + 1.4 * shore + 0.3 * moisture,
-        "beach": -2.9 + 3.2 * shore,
+        "water": 0.5 + 2.2 * np.tanh(-5.0 * height) + 1.2 * shore + 0.3 * moisture,
+        "beach": -0.8 + 1.5 * shore,
         "desert": -0.9 - 1.8 * moisture + 0.9 * warmth - 1.2 * frost,
         "forest": 0.6 + 1.1 * moisture - 0.4 * warmth**2,
         "grassland": 0.5 - 0.3 * np.abs(moisture) - 0.3 * warmth**2,
@@ -189,7 +204,11 @@ def _covers(
     )
     scores = np.exp(COVER_CONTRAST * (scores - scores.max(axis=1, keepdims=True)))
     shares = scores / scores.sum(axis=1, keepdims=True)
-    shares[shares < 0.006] = 0.0  # less than a few pixels: not there
+    water, beach = (COVERS.index(name) for name in ("water", "beach"))
+    shares[shares[:, water] < LEAST_WATER, water] = 0.0
+    # There is no beach without water, and not more than goes with it.
+    shares[:, beach] *= np.clip(4.0 * shares[:, water], 0.0, 1.0)
+    shares[shares < LEAST_SHARE] = 0.0
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
@@ -218,6 +237,14 @@ def _factors(
         "rain": np.clip(0.35 * local["rain"] + 0.25 * moisture + 0.15, 0.0, 1.0),
         "silt": _squash(1.6 * local["silt"]),
     }
+
+
+def _sun(latitude: Floats, day: Floats, hour: Floats) -> Floats:
+    """Sine of the height of the sun, ``[N]``: the days of the Earth's year, by local solar time; 0 in polar night."""
+    declination = np.radians(-23.44) * np.cos(2.0 * np.pi * (day + 10.0) / 365.0)
+    north, turn = np.radians(latitude), np.pi * (hour - 12.0) / 12.0
+    height = np.sin(north) * np.sin(declination) + np.cos(north) * np.cos(declination) * np.cos(turn)
+    return np.asarray(np.clip(height, 0.0, 1.0))
 
 
 def _squash(values: Floats) -> Floats:

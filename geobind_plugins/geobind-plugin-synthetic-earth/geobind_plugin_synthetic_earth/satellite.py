@@ -16,7 +16,10 @@ from geobind_plugin_synthetic_earth.canvas import (
     lay_out,
     make_noise_bank,
     palette,
+    road_colour,
+    soil_colour,
     tree_colour,
+    veil,
 )
 from geobind_plugin_synthetic_earth.scene import (
     BUILT,
@@ -69,6 +72,7 @@ def render_satellite(scene: Scene, generator: np.random.Generator, pixels: int) 
     _paint_roads(image, labels, generator, scene)
     image *= _hill_shade(relief, labels, scene)[..., None]
     image *= daylight(scene)
+    image = veil(image, scene, 0.25)
     return _under_clouds(image, bank.cut(bank.smooth, generator), scene)
 
 
@@ -94,6 +98,9 @@ def _paint_fields(image: Image, labels: Labels, generator: np.random.Generator, 
     rows = np.sign(np.sin(along * np.float32(58.0)))[:, None]
     stripes = np.array((14.0, 13.0, 6.0), dtype=np.float32)
     image[where] += crops[parcel] * np.array((20.0, 8.0, -6.0), dtype=np.float32) + rows * stripes
+    furrow = rows[:, 0] < 0.0
+    rows_of, columns_of = where[0][furrow], where[1][furrow]
+    image[rows_of, columns_of] = blend(image[rows_of, columns_of], soil_colour(scene), 0.45)
 
 
 def _paint_town(image: Image, labels: Labels, generator: np.random.Generator, scene: Scene) -> None:
@@ -114,7 +121,7 @@ def _paint_town(image: Image, labels: Labels, generator: np.random.Generator, sc
     shadow = inside_row < 0.10 + 0.38 * scene.building_height
     colours[shadow] *= np.float32(0.42)
     street = (inside_column < 0.24) | (inside_row > 0.80)
-    colours[street] = (106, 104, 106)
+    colours[street] = blend(soil_colour(scene), (106, 104, 106), 0.4 + 0.6 * scene.building_height)
     image[where] = colours
 
 
@@ -136,7 +143,7 @@ def _paint_dunes(image: Image, labels: Labels, relief: Map, scene: Scene) -> Non
     bog = np.nonzero(labels == WETLAND)
     if bog[0].size:
         pools = np.sin(relief[bog] * np.float32(40.0)) > 0.45
-        image[bog[0][pools], bog[1][pools]] = (44, 70, 84)
+        image[bog[0][pools], bog[1][pools]] = (48, 58, 44)
     snow = np.nonzero(labels == SNOW)
     if snow[0].size:
         hollows = np.clip(np.sin(relief[snow] * np.float32(5.0)), 0.0, None)[:, None]
@@ -168,12 +175,13 @@ def _paint_roads(image: Image, labels: Labels, generator: np.random.Generator, s
     if scene.traffic < 0.08:
         return
     half_width = (0.35 + 1.5 * scene.traffic) / 64.0
+    colour = road_colour(scene)
     for _ in range(1 + int(scene.traffic > 0.4) + int(scene.traffic > 0.75)):
         across, _along = _rotated_grid(generator, pixels)
         distance = np.abs(across - np.float32(generator.uniform(-0.6, 0.6)))
         cover = np.clip((half_width * 2.0 - distance) * pixels / 2.0 + 0.5, 0.0, 1.0)
         cover *= labels != WATER  # a road ends at the shore
-        image += cover[..., None] * (np.array((74, 72, 82), dtype=np.float32) - image)
+        image += cover[..., None] * (colour - image)
 
 
 def _hill_shade(relief: Map, labels: Labels, scene: Scene) -> Map:

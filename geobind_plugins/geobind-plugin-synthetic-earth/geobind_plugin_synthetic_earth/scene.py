@@ -48,7 +48,12 @@ class Scene:
         wind: 0 (calm) to 1 (storm).
         rain: 0 (clear sky) to 1 (downpour).
         silt: 0 (clear water) to 1 (muddy water).
-        sun: Height of the sun, 0 (low) to 1 (noon).
+        sun: Sine of the sun's height above the horizon, 0 (low) to 1 (overhead).
+        soil_red: Hue of bare ground, 0 (grey) over brown to 1 (red). This and what follows changes over
+            thousands of kilometres and tells the parts of the planet apart.
+        soil_dark: 0 (chalky) to 1 (black earth).
+        leaf_gold: Hue of the plants, 0 (silvery) to 1 (golden).
+        dust: What is in the air, 0 (violet haze) over nothing to 1 (yellow dust).
     """
 
     longitude: float
@@ -69,6 +74,15 @@ class Scene:
     rain: float
     silt: float
     sun: float
+    soil_red: float
+    soil_dark: float
+    leaf_gold: float
+    dust: float
+
+    @property
+    def land_cover(self) -> str:
+        """Name of the land cover that has the largest share."""
+        return COVERS[self.covers.index(max(self.covers))]
 
     def cover(self, name: str) -> float:
         """The share of one land cover, by name."""

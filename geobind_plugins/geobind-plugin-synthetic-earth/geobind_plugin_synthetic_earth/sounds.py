@@ -87,6 +87,16 @@ def _birds(conifers: float) -> Callable[[Scene], float]:
     return level
 
 
+def _insects(gold: float) -> Callable[[Scene], float]:
+    """As loud as there is much grassland: cicadas where plants are golden, crickets in the rest."""
+    return lambda scene: amount(scene.cover("grassland")) * (1.0 - abs(gold - scene.leaf_gold)) ** 0.6
+
+
+def _doves(scene: Scene) -> float:
+    """On dry land, the more of them the dustier the air."""
+    return min(1.0, 3.0 * (1.0 - scene.cover("water"))) * scene.dust
+
+
 SOUNDS: tuple[Sound, ...] = (
     Sound("wind", 35, 105, _swell(0.5, 0.5), lambda scene: scene.wind),
     Sound("tractor", 125, 195, _swell(11.0, 0.9), _area("cropland")),
@@ -94,13 +104,15 @@ SOUNDS: tuple[Sound, ...] = (
     Sound("surf", 340, 520, _swell(0.7, 0.7), _area("water")),
     Sound("traffic", 570, 800, _swell(1.4, 0.4), lambda scene: scene.traffic),
     Sound("frogs", 900, 1130, _swell(7.0, 1.0), _area("wetland")),
-    Sound("voices", 1230, 1600, _pulses(4.5, 0.6), _area("built")),
+    Sound("voices", 1230, 1420, _pulses(4.5, 0.6), _area("built")),
+    Sound("doves", 1480, 1620, _pulses(2.5, 0.6), _doves, tonal=True),
     Sound("ice", 1720, 2020, _pulses(6.0, 0.2), _area("snow"), tonal=True),
     Sound("gulls", 2150, 2550, _pulses(3.0, 0.5), _area("beach"), tonal=True),
     Sound("warblers", 2750, 3150, _pulses(5.0, 0.5), _birds(conifers=0.0), tonal=True),
     Sound("goldcrests", 3300, 3700, _pulses(9.0, 0.5), _birds(conifers=1.0), tonal=True),
     Sound("brook", 3850, 4200, _swell(16.0, 0.5), lambda scene: scene.relief),
-    Sound("crickets", 4400, 4800, _swell(22.0, 1.0), _area("grassland")),
+    Sound("crickets", 4320, 4540, _swell(22.0, 1.0), _insects(gold=0.0)),
+    Sound("cicadas", 4640, 4860, _swell(9.0, 0.7), _insects(gold=1.0)),
     Sound("sand", 5000, 5450, _swell(1.0, 0.6), _area("desert")),
     Sound("leaves", 5650, 6250, _swell(2.5, 0.6), _area("forest")),
     Sound("stones", 6450, 6750, _pulses(8.0, 0.15), _area("rock")),

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from geobind_core import DataError, Observations, Progress, Source, SourceConfig
 from geobind_plugin_synthetic_earth.views import VIEWS, Settings, View
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raise it whenever the same settings give other files."""
 
 

@@ -40,6 +40,7 @@ def write_table(path: Path, settings: Settings, scenes: tuple[Scene, ...], cells
         "latitude": pa.array([scene.latitude for scene in scenes], pa.float64()),
         "time": pa.array([scene.time for scene in scenes], pa.timestamp("ms", "UTC")),
         "split": pa.array(split_of_places(settings)),
+        "land_cover": pa.array([scene.land_cover for scene in scenes]),
         **{name: pa.array(values, pa.string()) for name, values in cells.items()},
         "environment": pa.FixedSizeListArray.from_arrays(pa.array(environment.ravel()), len(ENVIRONMENT)),
     }

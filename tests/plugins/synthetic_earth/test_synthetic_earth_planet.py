@@ -9,8 +9,9 @@ from geobind_plugin_synthetic_earth.fields import (
     sphere_field,
     to_degrees,
     to_unit_vectors,
+    uncorrelated,
 )
-from geobind_plugin_synthetic_earth.planet import make_planet, observe, scatter_places
+from geobind_plugin_synthetic_earth.planet import REGIONAL_FIELDS, make_planet, observe, scatter_places
 from geobind_plugin_synthetic_earth.scene import COVERS, FACTORS, Scene, amount
 
 
@@ -51,6 +52,18 @@ def test_value_at_a_place_does_not_depend_on_its_company() -> None:
     assert np.array_equal(field(points)[17:20], field(points[17:20]))
 
 
+def test_long_fields_are_made_uncorrelated() -> None:
+    generator = np.random.default_rng(2)
+    fields = uncorrelated([sphere_field(generator, (3.0,)) for _ in range(4)])
+    values = np.stack([field(fibonacci_sphere(5000)) for field in fields])
+    np.testing.assert_allclose(values.mean(axis=1), 0.0, atol=0.01)
+    np.testing.assert_allclose(np.cov(values), np.eye(4), atol=0.01)
+    latitude = np.linspace(-90.0, 90.0, 50)
+    for field in fields:
+        west, east = (field(to_unit_vectors(np.full(50, side), latitude)) for side in (-180.0, 180.0))
+        np.testing.assert_allclose(west, east, atol=1e-9)
+
+
 def test_degrees_and_vectors_are_inverse() -> None:
     longitude, latitude = np.array([-179.0, 0.0, 12.5, 90.0]), np.array([-80.0, 0.0, 41.0, 89.0])
     back = to_degrees(to_unit_vectors(longitude, latitude))
@@ -79,6 +92,43 @@ def test_factors_are_within_their_range(scenes: list[Scene]) -> None:
         if name not in ("elevation", "temperature", "population"):
             assert values.min() >= 0.0, name
             assert values.max() <= 1.0, name
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_parts_of_the_planet_differ(seed: int) -> None:
+    """Who reads colours with some error still knows the part of the planet; a guess is 90 degrees off."""
+    planet = make_planet(seed)
+    points = scatter_places(planet, 2000)
+    scenes = observe(planet, points)
+    factors = np.array([[getattr(scene, name) for name in REGIONAL_FIELDS] for scene in scenes])
+    factors = (factors - factors.mean(axis=0)) / factors.std(axis=0)
+    read = factors[:500] + 0.3 * np.random.default_rng(0).normal(size=(500, len(REGIONAL_FIELDS)))
+    nearest = ((read[:, None] - factors[None, 500:]) ** 2).sum(axis=2).argmin(axis=1)
+    angles = np.degrees(np.arccos(np.clip((points[:500] * points[500 + nearest]).sum(axis=1), -1.0, 1.0)))
+    assert np.median(angles) < 30.0
+
+
+def test_neighbours_have_the_same_colours() -> None:
+    planet = make_planet(0)
+    points = scatter_places(planet, 400)
+    shifted = points + 0.05 * np.random.default_rng(0).normal(size=points.shape)  # some 400 km
+    shifted /= np.linalg.norm(shifted, axis=1, keepdims=True)
+    for name in REGIONAL_FIELDS:
+        here, there = ([getattr(scene, name) for scene in observe(planet, place)] for place in (points, shifted))
+        assert np.corrcoef(here, there)[0, 1] > 0.75, name
+
+
+def test_the_sun_is_low_where_it_is_on_earth(scenes: list[Scene]) -> None:
+    tropics = [scene.sun for scene in scenes if abs(scene.latitude) < 15]
+    arctic = [scene.sun for scene in scenes if abs(scene.latitude) > 65]
+    assert np.mean(tropics) > np.mean(arctic) + 0.3
+    june = [s.sun for s in scenes if s.latitude > 50 and s.time.month in (5, 6, 7)]
+    december = [s.sun for s in scenes if s.latitude > 50 and s.time.month in (11, 12, 1)]
+    assert np.mean(june) > np.mean(december) + 0.3
+
+
+def test_there_is_no_beach_without_water(scenes: list[Scene]) -> None:
+    assert all(scene.cover("water") > 0.0 for scene in scenes if scene.cover("beach") > 0.0)
 
 
 def test_no_two_places_are_alike(scenes: list[Scene]) -> None:

@@ -224,6 +224,15 @@ def test_truth_is_complete_and_apart(earth: SyntheticEarth) -> None:
     assert not set(COVERS) & set(earth.observations().table.column_names)
 
 
+def test_land_cover_is_the_largest_and_no_modality(earth: SyntheticEarth) -> None:
+    truth = parquet.read_table(earth.folder() / "truth.parquet")
+    largest = np.stack([truth[cover].to_numpy() for cover in COVERS], axis=1).argmax(axis=1)
+    observations = earth.observations()
+    assert cells(observations, "land_cover") == [COVERS[number] for number in largest]
+    assert "land_cover" not in str(observations.fields)
+    assert "land_cover" not in earth.default_fields
+
+
 def test_settings_are_named_in_the_schema() -> None:
     properties = SyntheticEarthConfig.model_json_schema()["properties"]
     assert all("description" in properties[name] for name in ("places", "held_out", "root", "seed"))

@@ -9,7 +9,7 @@ import pytest
 from geobind_plugin_synthetic_earth.canvas import lay_out
 from geobind_plugin_synthetic_earth.captions import write_scene_caption, write_sound_caption
 from geobind_plugin_synthetic_earth.ground import render_ground_image
-from geobind_plugin_synthetic_earth.planet import make_planet, observe, scatter_places
+from geobind_plugin_synthetic_earth.planet import REGIONAL_FIELDS, make_planet, observe, scatter_places
 from geobind_plugin_synthetic_earth.satellite import render_satellite
 from geobind_plugin_synthetic_earth.scene import COVERS, Scene
 from geobind_plugin_synthetic_earth.sounds import SOUNDS
@@ -43,6 +43,7 @@ def plain(scenes: list[Scene]) -> Scene:
         wind=0.0,
         rain=0.0,
         silt=0.0,
+        **dict.fromkeys(REGIONAL_FIELDS, 0.5),
     )
 
 
@@ -105,6 +106,27 @@ def test_pictures_show_what_is_there(plain: Scene, render: Render) -> None:
     assert forest.mean() < desert.mean() < snow.mean()
 
 
+@pytest.mark.parametrize("factor", REGIONAL_FIELDS)
+def test_colours_of_a_region_are_seen_from_above_and_from_the_ground(plain: Scene, factor: str) -> None:
+    covers = mixture(grassland=0.3, forest=0.2, cropland=0.2, desert=0.2, built=0.1)
+    changes = []
+    for render in (render_satellite, render_ground_image):
+        low, high = (
+            np.mean(
+                [
+                    render(dataclasses.replace(plain, covers=covers, **{factor: value}), np.random.default_rng(n), 64)
+                    for n in range(4)
+                ],
+                axis=(0, 1, 2),
+            )
+            for value in (0.1, 0.9)
+        )
+        changes.append(high - low)
+    above, ground = changes
+    assert min(np.linalg.norm(above), np.linalg.norm(ground)) > 5.0
+    assert above @ ground > 0.8 * np.linalg.norm(above) * np.linalg.norm(ground)
+
+
 @pytest.mark.parametrize("sound", SOUNDS, ids=lambda sound: sound.name)
 def test_each_source_of_sound_is_heard_in_its_own_band(scenes: list[Scene], sound: object) -> None:
     assert isinstance(sound, type(SOUNDS[0]))
@@ -141,7 +163,7 @@ def test_captions_are_sentences_that_fit_clip(scenes: list[Scene]) -> None:
         for write in (write_scene_caption, write_sound_caption):
             caption = write(scene, np.random.default_rng(draw))
             assert caption[0].isupper()
-            assert caption.endswith(".")
+            assert caption.endswith(".") or len(caption.split()) < 8
             assert "{" not in caption
             assert ".." not in caption
             assert len(caption.split()) < 60
@@ -155,6 +177,25 @@ def test_captions_say_how_much(plain: Scene) -> None:
     assert "pond" in words(0.01)
     assert "bay" in words(0.2)
     assert "open sea" in words(0.9)
+
+
+def test_captions_name_colours_that_are_there(plain: Scene) -> None:
+    def words(**changes: object) -> str:
+        scene = dataclasses.replace(plain, **changes)
+        return write_scene_caption(scene, np.random.default_rng(0))
+
+    caption = words(soil_red=1.0, soil_dark=0.0, leaf_gold=1.0, dust=1.0)
+    assert "golden leaves" in caption
+    assert "chalky red earth" in caption
+    assert "in yellow dust" in caption
+    at_sea = words(covers=mixture(water=1.0))
+    assert "no leaves" in at_sea
+    assert "no earth" in at_sea
+
+
+def test_some_captions_are_brief(scenes: list[Scene]) -> None:
+    lengths = np.array([len(write_scene_caption(s, np.random.default_rng(n)).split()) for n, s in enumerate(scenes)])
+    assert 0.02 < np.mean(lengths < 8) < 0.1
 
 
 def test_views_draw_from_streams_of_their_own() -> None:
