@@ -13,7 +13,7 @@ from geobind_core.chain.datasets import DataSets
 from geobind_core.chain.environment import environment
 from geobind_core.chain.launch import Launch, launched
 from geobind_core.chain.leaks import check_leaks
-from geobind_core.chain.measure import classified, evaluated, measure
+from geobind_core.chain.measure import measure, require_measurable
 from geobind_core.chain.model import Chain
 from geobind_core.chain.plan import StagePlan, make_plan
 from geobind_core.chain.run_folder import STAGE_FILE, RunFolder
@@ -129,13 +129,7 @@ def _check_data(chain: Chain, datasets: DataSets, pending: Sequence[StagePlan], 
     for plan in pending:
         for name in plan.stage.config.data_sets:
             datasets.require_rows(name, "train", [*plan.stage.trains(), *plan.stage.uses()])
-    measured = evaluated(chain, datasets, bound)
-    for name, modalities in measured.items():
-        datasets.require_rows(name, chain.config.evaluate.split, modalities)
-    classified(chain, datasets)
-    if (maps := chain.config.evaluate.maps) is not None:
-        datasets.require_rows(maps.data, chain.config.evaluate.split, [maps.modality])
-    return list(measured)
+    return require_measurable(chain, datasets, bound)
 
 
 def _run_stage(

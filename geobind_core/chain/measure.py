@@ -157,6 +157,29 @@ def evaluated(chain: Chain, datasets: DataSets, bound: Iterable[str]) -> dict[st
     return found
 
 
+def require_measurable(chain: Chain, datasets: DataSets, bound: Iterable[str]) -> list[str]:
+    """Makes sure that there is data for all that is measured.
+
+    Args:
+        chain: The chain.
+        datasets: Its data sets.
+        bound: The modalities that the space will have.
+
+    Returns:
+        The data sets whose pairs are measured.
+
+    Raises:
+        DataError: There is not.
+    """
+    measured, config = evaluated(chain, datasets, bound), chain.config.evaluate
+    for name, modalities in measured.items():
+        datasets.require_rows(name, config.split, modalities)
+    classified(chain, datasets)
+    if config.maps is not None:
+        datasets.require_rows(config.maps.data, config.split, [config.maps.modality])
+    return list(measured)
+
+
 def classified(chain: Chain, datasets: DataSets) -> dict[str, npt.NDArray[np.int64]]:
     """Returns, for each of `evaluate.zero_shot`, the number of the class of each row of its data set.
 

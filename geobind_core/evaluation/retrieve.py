@@ -107,6 +107,7 @@ class _Judge:
     def __init__(self, work: Work, *, with_first: bool) -> None:
         self.work = work
         self.with_first = with_first
+        self.best, self.best_item = work.best_right(np.arange(len(work.query)))
         self.query, self.gallery = (side.astype(np.float32, copy=False) for side in (work.query, work.gallery))
 
     def products(self, rows: Numbers, out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
@@ -117,7 +118,7 @@ class _Judge:
     def __call__(self, rows: Numbers, tile: npt.NDArray[np.float32]) -> tuple[Numbers, Numbers]:
         """Returns ranks and first items of rows, given their products."""
         work, band, every = self.work, self.work.band[rows], np.arange(len(rows))
-        best, best_item = work.best_right(rows)
+        best, best_item = self.best[rows], self.best_item[rows]
         work.leave_out(tile, rows)
         above, doubtful = np.zeros((2, len(rows), -(-tile.shape[1] // 8) * 8), dtype=bool)
         np.greater_equal(tile, _rounded(best + band, np.inf), out=above[:, : tile.shape[1]])

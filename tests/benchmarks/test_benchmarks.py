@@ -21,7 +21,7 @@ FIGURES = {
     "large_table": 4,
     "location": 3,
     "ranks": 7,
-    "search": 6,
+    "search": 8,
     "zero_shot_map": 15,
     "gpu_stage_1": 2,
     "gpu_stage_2": 2,
