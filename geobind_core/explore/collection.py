@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import pyarrow.compute as pc
 
 from geobind_core.data.geography import Places
 from geobind_core.data.paired import Rows
-from geobind_core.data.remote import RemoteFile, is_url, located
 from geobind_core.data_tools.opened import OpenedData
 from geobind_core.index.file import EmbeddingIndex
 from geobind_core.space.space import Space
@@ -71,28 +69,13 @@ def from_data(opened: OpenedData, rows: Rows) -> Collection:
 def from_index(index: EmbeddingIndex, space: Space) -> Collection:
     """Returns the rows of an index, with what it kept of their cells."""
     cells = {name: found for name, found in index.record.cells.items() if name in space.modalities}
-    folder = index.path if index.path.is_dir() else index.path.parent
-    root = index.record.root if is_url(index.record.root) else folder / index.record.root
-
-    def read_cell(modality: str, row: int) -> Any:
-        found = index.rows([row], cells[modality].columns)[0]
-        values = tuple(_read(value, root) if cells[modality].is_file else value for value in found.values())
-        return values[0] if len(values) == 1 else values
-
     filled = {
         name: np.logical_and.reduce(
             [pc.is_valid(index.column(column)).to_numpy(zero_copy_only=False) for column in found.columns]
         )
         for name, found in cells.items()
     }
-    return Collection(index.path.stem, index.keys(), _some(index.places()), filled, read_cell)
-
-
-def _read(value: Any, root: Path | str) -> Any:
-    if not isinstance(value, str):
-        return value
-    found = located(root, value)
-    return found.read(is_file=True) if isinstance(found, RemoteFile) else found
+    return Collection(index.path.stem, index.keys(), _some(index.places()), filled, index.cell)
 
 
 def _some(places: Places | None) -> Places | None:

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from geobind_core.index.record import HOW_TO_WRITE, IndexedCells
 if TYPE_CHECKING:
     from geobind_core.space.space import Space
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 KEY, TIME, GEOMETRY, BBOX = "key", "time", "geometry", "bbox"
 
 
@@ -179,7 +181,7 @@ class EmbeddingIndex:
         wanted = np.searchsorted(self._starts, np.asarray(numbers, dtype=np.int64), side="right") - 1
         tables = {int(group): self._read(int(group), columns) for group in np.unique(wanted)}
         return [
-            {name: table[name][int(number - self._starts[group])].as_py() for name in columns}
+            {name: _value(table[name][int(number - self._starts[group])]) for name in columns}
             for number, group in zip(numbers, wanted.tolist(), strict=True)
             for table in (tables[group],)
         ]
@@ -266,3 +268,9 @@ class EmbeddingIndex:
 
 def _of(file: IndexFile, name: str) -> object:
     return getattr(file.record, name)
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    if scalar.type == pa.timestamp("us", "UTC") and scalar.is_valid:
+        return _EPOCH + timedelta(microseconds=scalar.value)  # `as_py` would import pandas, if it is installed
+    return scalar.as_py()
