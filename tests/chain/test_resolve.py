@@ -184,9 +184,8 @@ ONE_MISTAKE = {
     ),
     "misspelled key in evaluate": (
         "gallery: 100", "galery: 100", "galery", "evaluate.galery",
-        "unknown key 'galery'. Available: batch_size, bootstrap, compose, data, gallery, maps, max_bad_samples, metrics, "
-        "recall_at, split, zero_shot. "
-        "Did you mean 'gallery'?",
+        "unknown key 'galery'. Available: batch_size, bootstrap, compose, data, gallery, maps, max_bad_samples, "
+        "metrics, recall_at, split, zero_shot. Did you mean 'gallery'?",
     ),
     "unknown modality in train, of several": (
         "train: audio", "train: [audio, texts]", "texts", "stages[1].train[1]",
