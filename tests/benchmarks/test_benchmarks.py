@@ -22,7 +22,7 @@ FIGURES = {
     "location": 3,
     "ranks": 7,
     "search": 8,
-    "zero_shot_map": 15,
+    "zero_shot_map": 18,
     "gpu_stage_1": 2,
     "gpu_stage_2": 2,
 }

@@ -9,6 +9,7 @@ find, the embeddings of the tiles hardly have.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +110,21 @@ def judge(space: Space, source: Any, folder: Path) -> list[Row]:
             figures.append(_row(f"'{text}' and {cover}", _correlation(found, share), probe, goal, told))
         loudest = np.argsort(-share, kind="stable")[:_LOUDEST]
         values = on_map(recordings[loudest])
-        each = [_correlation(found, share, without=own) for found, own in zip(values, loudest.tolist(), strict=True)]
+        each = [_correlation(found, share, (own,)) for found, own in zip(values, loudest.tolist(), strict=True)]
         name = SOUND_OF[cover]
         told = f"median of the {_LOUDEST} held-out recordings with most {name}: {min(each):.2f} to {max(each):.2f}"
         figures.append(_row(f"a recording with {name} and {cover}", median(each), probe, 0.5, told))
+        together = on_map(recordings[loudest].mean(axis=0, keepdims=True))[0]
+        told = f"the same {_LOUDEST} as one query, as `a.flac + b.flac`"
+        figures.append(
+            _row(
+                f"recordings with {name} and {cover}",
+                _correlation(together, share, loudest.tolist()),
+                probe,
+                None,
+                told,
+            )
+        )
         alone = space.embed("audio", [_alone(name, source.config.sample_rate, folder)]).numpy()
         told = f"nothing but {name}, as no recording of the planet is"
         figures.append(_row(f"{name} alone and {cover}", _correlation(on_map(alone)[0], share), probe, None, told))
@@ -123,8 +135,8 @@ def _row(figure: str, ours: float, probe: float, goal: float | None, note: str) 
     return Row(NAME, f"rank correlation, {figure}", "", ours, probe, _PROBE, None, goal and Goal(">=", goal), note)
 
 
-def _correlation(values: npt.NDArray[Any], share: Floats, without: int | None = None) -> float:
-    keep = np.arange(len(share)) != without  # a recording is no news of its own place
+def _correlation(values: npt.NDArray[Any], share: Floats, without: Sequence[int] = ()) -> float:
+    keep = ~np.isin(np.arange(len(share)), without)  # a recording is no news of its own place
     return float(spearmanr(values[keep], share[keep]).statistic)
 
 
