@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from geobind_core.config.evaluate import headline_recall
 from geobind_core.progress import readable_size
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> RenderableType:
 def _pairs_table(metrics: Mapping[str, Any]) -> Table:
     first = next(iter(metrics["pairs"].values()))
     recalls = [key for key in first if key.startswith("recall@")]
-    shown = "recall@10" if "recall@10" in recalls else recalls[-1]
+    shown = headline_recall(recalls)
     legacy = [key for key in first.get("legacy_strict", ()) if key == shown]
     labelled = any("strict" in figures for figures in metrics["pairs"].values())
     further = _further(metrics)

@@ -51,7 +51,7 @@ def run_chain(chain: Chain, run: RunFolder, reporter: Reporter, until: str | Non
         plans = launch.main_first(lambda: make_plan(chain, run, until))
         launch.main_only(lambda: run.write_chain(resolved_document(chain), chain.path))
         try:
-            _run_stages(chain, run, reporter, plans, launch)
+            leaks = _run_stages(chain, run, reporter, plans, launch)
         except OSError as error:
             if error.filename is not None and str(error.filename).startswith(str(run.path)):
                 raise RunFolderError(f"cannot be written: {error.strerror}.", place=str(error.filename)) from error
@@ -60,7 +60,7 @@ def run_chain(chain: Chain, run: RunFolder, reporter: Reporter, until: str | Non
             reporter.say(f"stopped after stage '{until}', as asked; run again without --until to go on")
             return None
         # One process measures; there is nothing left for the others.
-        return measure(chain, run, DataSets(chain, reporter), reporter) if launch.is_main else None
+        return measure(chain, run, DataSets(chain, reporter), reporter, leaks=leaks) if launch.is_main else None
 
 
 def resolved_document(chain: Chain) -> dict[str, Any]:
@@ -77,7 +77,10 @@ def resolved_document(chain: Chain) -> dict[str, Any]:
     }
 
 
-def _run_stages(chain: Chain, run: RunFolder, reporter: Reporter, plans: Sequence[StagePlan], launch: Launch) -> None:
+def _run_stages(
+    chain: Chain, run: RunFolder, reporter: Reporter, plans: Sequence[StagePlan], launch: Launch
+) -> list[str] | None:
+    """Runs what is pending. Returns what was warned of held-out rows; None where nothing had to be looked at."""
     plans = [plan for plan in plans if plan.action != "later"]
     pending = [plan for plan in plans if plan.action != "done"]
     for plan in plans:
@@ -87,13 +90,14 @@ def _run_stages(chain: Chain, run: RunFolder, reporter: Reporter, plans: Sequenc
     if launch.main_first(lambda: not pending and _space_is_whole(chain, run, plans, unused)):
         for plan in plans:
             reporter.say(f"stage {plan.number}/{len(chain.stages)} {plan.name}: done ({plan.why})")
-        return
+        return None
 
     reporter.say("preparing: data, networks, weights")
     datasets = DataSets(chain, reporter)
     bound = [*unused, *(name for plan in plans for name in plan.provides)]
     measured = launch.main_first(lambda: _check_data(chain, datasets, pending, bound))
-    launch.main_only(lambda: check_leaks(chain, datasets, measured, reporter))
+    leaks: list[str] = []
+    launch.main_only(lambda: leaks.extend(check_leaks(chain, datasets, measured, reporter)))
     # Only now, for it imports torch: what is wrong with the data is said at once.
     from geobind_core.chain.encoders import Encoders
 
@@ -118,6 +122,7 @@ def _run_stages(chain: Chain, run: RunFolder, reporter: Reporter, plans: Sequenc
         if plan.action != "done" or plan is plans[-1]:
             so_far = [p for p in plans if p.number <= plan.number]
             launch.main_only(partial(_assemble, chain, run, so_far, unused))
+    return leaks
 
 
 def _check_data(chain: Chain, datasets: DataSets, pending: Sequence[StagePlan], bound: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from geobind_core.progress import Reporter
 _LISTED = 5
 
 
-def check_leaks(chain: Chain, datasets: DataSets, measured: Iterable[str], reporter: Reporter) -> None:
+def check_leaks(chain: Chain, datasets: DataSets, measured: Iterable[str], reporter: Reporter) -> list[str]:
     """Compares what will be measured on with what is trained on, over all data sets of a chain.
 
     Args:
@@ -26,13 +26,19 @@ def check_leaks(chain: Chain, datasets: DataSets, measured: Iterable[str], repor
         measured: The data sets that are measured on.
         reporter: Where warnings go.
 
+    Returns:
+        What was warned of.
+
     Raises:
         DataError: Files are the same, or places are too near and `strict_splits` is set.
     """
+    warnings = []
     for problem, is_error in find_leaks(chain, datasets, measured):
         if is_error:
             raise problem
-        reporter.warn(str(problem))
+        warnings.append(str(problem))
+        reporter.warn(warnings[-1])
+    return warnings
 
 
 def find_leaks(chain: Chain, datasets: DataSets, measured: Iterable[str]) -> Iterator[tuple[DataError, bool]]:

@@ -78,6 +78,12 @@ Composed = Annotated[list[str], AfterValidator(_composed)]
 Template = Annotated[str, AfterValidator(_template)]
 
 
+def headline_recall(figures: Iterable[str]) -> str:
+    """Returns, of the names of a pair's figures, the recall that stands for all: recall@10 if it was measured."""
+    recalls = [name for name in figures if name.startswith("recall@")]
+    return "recall@10" if "recall@10" in recalls or not recalls else recalls[-1]
+
+
 class ZeroShotConfig(StrictModel):
     """A classification without training: the class whose texts are the most similar."""
 

@@ -41,11 +41,6 @@ class Found:
     nearest: torch.Tensor
 
 
-def retrieval_ranks(query: torch.Tensor, gallery: torch.Tensor, labels: Sequence[torch.Tensor] = ()) -> torch.Tensor:
-    """Returns the `[N]` ranks alone, see `retrieve`, which takes a little longer."""
-    return _retrieve(work_of(as_array(query), as_array(gallery), labels, None), with_first=False).ranks
-
-
 def retrieve(
     query: torch.Tensor,
     gallery: torch.Tensor,
@@ -67,14 +62,11 @@ def retrieve(
     Raises:
         ValueError: The sides do not fit each other, or a value is not finite.
     """
-    return _retrieve(work_of(as_array(query), as_array(gallery), labels, own), with_first=True)
-
-
-def _retrieve(work: Work, *, with_first: bool) -> Found:
+    work = work_of(as_array(query), as_array(gallery), labels, own)
     everyone, size = np.arange(len(work.query)), max(1, len(work.gallery))
     ranks, nearest = np.empty(len(everyone), np.int64), np.full(len(everyone), _UNKNOWN)
     if work.in_range:
-        judge = _Judge(work, with_first=with_first)
+        judge = _Judge(work)
         height = max(1, min(len(everyone), _TILE_ELEMENTS // size))
         buffer, lower = np.empty((height, size), np.float32), max(1, _PART_ELEMENTS // size)
         with ThreadPoolExecutor(min(_THREADS, _cores())) as pool:
@@ -101,12 +93,10 @@ class _Judge:
 
     Args:
         work: What is asked.
-        with_first: Whether it matters what came first.
     """
 
-    def __init__(self, work: Work, *, with_first: bool) -> None:
+    def __init__(self, work: Work) -> None:
         self.work = work
-        self.with_first = with_first
         self.best, self.best_item = work.best_right(np.arange(len(work.query)))
         self.query, self.gallery = (side.astype(np.float32, copy=False) for side in (work.query, work.gallery))
 
@@ -131,13 +121,11 @@ class _Judge:
         ties = work.exact(rows[queries], items) >= (best - work.tie[rows])[queries]
         before += np.bincount(queries[ties], minlength=len(rows))
 
-        nearest = best_item
-        if self.with_first:
-            first = tile.argmax(axis=1)
-            highest = tile[every, first]
-            tile[every, first] = -np.inf
-            near = tile.max(axis=1) >= _rounded(highest - 2 * band, -np.inf)[:, 0]
-            nearest = np.where(before == 0, best_item, np.where(near, _SEVERAL_FIRST, first))
+        first = tile.argmax(axis=1)
+        highest = tile[every, first]
+        tile[every, first] = -np.inf
+        near = tile.max(axis=1) >= _rounded(highest - 2 * band, -np.inf)[:, 0]
+        nearest = np.where(before == 0, best_item, np.where(near, _SEVERAL_FIRST, first))
         nearest[crowded] = _UNKNOWN
         return 1 + before, nearest
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from geobind_core.config.evaluate import headline_recall
 from geobind_core.export.lineage import Lineage
 from geobind_core.files import write_json, write_text
 from geobind_core.plugins.manager import PluginManager
@@ -66,7 +67,7 @@ def model_card(record: SpaceRecord, lineage: Lineage, version: str, license_name
         license=license_name,
         plugins=sorted({(entry.distribution, entry.version) for entry in record.modalities.values()}),
         pairs=pairs,
-        recall=_shown_recall(pairs),
+        recall=headline_recall(next(iter(pairs.values()), {})),
         emergent=[key for key, figures in pairs.items() if figures.get("emergent")],
         example=next(iter(record.modalities)),
     )
@@ -111,11 +112,6 @@ def _measured_pairs(record: SpaceRecord, lineage: Lineage) -> dict[str, Mapping[
     """Returns the figures of those pairs of which both modalities are here."""
     names = {f"{a}_to_{b}" for a in record.modalities for b in record.modalities if a != b}
     return {key: figures for key, figures in (lineage.metrics.get("pairs") or {}).items() if key in names}
-
-
-def _shown_recall(pairs: Mapping[str, Mapping[str, Any]]) -> str:
-    recalls = [key for key in next(iter(pairs.values()), {}) if key.startswith("recall@")]
-    return "recall@10" if "recall@10" in recalls or not recalls else recalls[-1]
 
 
 def _words(key: str) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from geobind_core.config.evaluate import headline_recall
+
 COLOUR_MAP = "YlGnBu"  # one lightness after the other, so that it also works in black and white
 _TO = "\N{EN DASH}"
 _STOPS = 9  # colours of a legend
@@ -105,9 +107,8 @@ def pairs_of(metrics: Figures, modalities: Sequence[str]) -> list[Pair]:
 
 
 def shown_recall(pairs: Sequence[Pair]) -> str:
-    """Returns the recall that stands for all: recall@10 if it was measured; nothing if none was."""
-    recalls = [name for pair in pairs[:1] for name in pair.figures if name.startswith("recall@")]
-    return "recall@10" if "recall@10" in recalls else recalls[-1] if recalls else ""
+    """Returns the recall that stands for all, whether or not it was measured."""
+    return headline_recall(name for pair in pairs[:1] for name in pair.figures)
 
 
 def heat_maps(pairs: Sequence[Pair], modalities: Sequence[str]) -> list[HeatMap]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from geobind_core.evaluation.retrieve import retrieval_ranks, retrieve
+from geobind_core.evaluation.retrieve import retrieve
 
 from .measure import Settings, interleaved, median, peak_memory, timed
 from .results import Goal, Row
@@ -51,8 +51,7 @@ def run(settings: Settings) -> list[Row]:
         query, gallery = _embeddings(count, dimension, likeness)
         product = torch.empty(count, count)
         sides: dict[str, Callable[[], object]] = {
-            "ours": lambda q=query, g=gallery: retrieval_ranks(q, g),
-            "with what came first": lambda q=query, g=gallery: retrieve(q, g),
+            "ours": lambda q=query, g=gallery: retrieve(q, g),
             "product": lambda q=query, g=gallery, out=product: torch.mm(q, g.T, out=out),
             "faiss": _faiss(query, gallery),
         }
@@ -76,10 +75,6 @@ def run(settings: Settings) -> list[Row]:
                 shape,
                 {name: raw[name] for name in ("ours", "faiss")},
             )
-        )
-        both = median(raw["with what came first"])
-        rows.append(
-            Row(NAME, f"{what}, with what came first", "s", both, floor, "product", both / floor, None, shape, raw)
         )
         del product, sides
     peak = peak_memory(f"{__name__}:{prepare.__name__}", {"count": count, "dimension": dimension}) / 2**20

@@ -20,7 +20,7 @@ FIGURES = {
     "shards": 5,
     "large_table": 4,
     "location": 3,
-    "ranks": 7,
+    "ranks": 5,
     "search": 8,
     "zero_shot_map": 18,
     "gpu_stage_1": 2,

@@ -2,6 +2,7 @@
 
 import itertools
 import statistics
+from collections.abc import Sequence
 from math import comb
 from typing import Any
 
@@ -22,9 +23,13 @@ from geobind_core.evaluation.ranks import (
     median_rank,
     recall_at,
 )
-from geobind_core.evaluation.retrieve import retrieval_ranks
+from geobind_core.evaluation.retrieve import retrieve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def retrieval_ranks(query: torch.Tensor, gallery: torch.Tensor, labels: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+    return retrieve(query, gallery, labels).ranks
 
 
 def whole_numbers(count: int, seed: int, dim: int = 3) -> torch.Tensor:
