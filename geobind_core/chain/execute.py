@@ -17,6 +17,14 @@ from geobind_core.chain.measure import measure, require_measurable
 from geobind_core.chain.model import Chain
 from geobind_core.chain.plan import StagePlan, make_plan
 from geobind_core.chain.run_folder import STAGE_FILE, RunFolder
+from geobind_core.chain.weights import (
+    assemble_space,
+    is_stored_initially,
+    space_is_whole,
+    store_initially,
+    store_outputs,
+    unused_with_weights,
+)
 from geobind_core.errors import RunFolderError
 from geobind_core.files import read_json, write_json
 from geobind_core.plugins.stage_kind import StageContext
@@ -25,8 +33,6 @@ from geobind_core.training import checkpoint
 
 if TYPE_CHECKING:
     from geobind_core.chain.encoders import Encoders
-
-_INITIAL = "initial"
 
 
 def run_chain(chain: Chain, run: RunFolder, reporter: Reporter, until: str | None = None) -> dict[str, Any] | None:
@@ -86,8 +92,8 @@ def _run_stages(
     for plan in plans:
         if plan.action == "done":  # and may have been killed before it had tidied up
             launch.main_only(partial(checkpoint.remove, run.find_stage(plan.name)))
-    unused = _unused_with_weights(chain)
-    if launch.main_first(lambda: not pending and _space_is_whole(chain, run, plans, unused)):
+    unused = unused_with_weights(chain)
+    if launch.main_first(lambda: not pending and space_is_whole(chain, run, plans, unused)):
         for plan in plans:
             reporter.say(f"stage {plan.number}/{len(chain.stages)} {plan.name}: done ({plan.why})")
         return None
@@ -107,9 +113,9 @@ def _run_stages(
         embed_dim = int(read_json(run.find_stage(done[0].name) / STAGE_FILE)["embed_dim"])
     encoders = Encoders(chain, datasets, embed_dim)
     fresh = [name for plan in pending for name in plan.starts]
-    fresh += [name for name in unused if not _is_stored_initially(chain, run, name)]
+    fresh += [name for name in unused if not is_stored_initially(chain, run, name)]
     encoders.preflight(fresh, trained={name for plan in plans for name in plan.stage.trains()})
-    launch.main_only(lambda: _store_initially(chain, run, encoders, unused))
+    launch.main_only(lambda: store_initially(chain, run, encoders, unused))
 
     for plan in plans:
         folder = launch.main_first(partial(run.claim_stage_folder, plan.number, plan.name))
@@ -121,7 +127,7 @@ def _run_stages(
             _run_stage(chain, run, reporter, plan, encoders, datasets, launch)
         if plan.action != "done" or plan is plans[-1]:
             so_far = [p for p in plans if p.number <= plan.number]
-            launch.main_only(partial(_assemble, chain, run, so_far, unused))
+            launch.main_only(partial(assemble_space, chain, run, so_far, unused))
     return leaks
 
 
@@ -184,7 +190,7 @@ def _run_stage(
     )
 
     def end() -> None:
-        hashes = _store(run, plan, encoders)
+        hashes = store_outputs(run, plan, encoders)
         seconds = time.monotonic() - started
         ending = {
             "status": "done",
@@ -219,84 +225,3 @@ def _notify(chain: Chain, reporter: Reporter, hook: str, **arguments: Any) -> No
     chain.plugins.notify(hook, **arguments)
     for warning in chain.plugins.warnings[known:]:
         reporter.warn(warning)
-
-
-# ---------------------------------------------------------------------- weights
-
-
-def _store(run: RunFolder, plan: StagePlan, encoders: Encoders) -> dict[str, str]:
-    """Stores what a stage provides; returns the hash of each of its networks."""
-    folder, stage = run.stage_folder(plan.number, plan.name), plan.stage
-    trained = set(stage.trains())
-    hashes = {name: encoders.hash(name) for name in (*stage.trains(), *stage.uses())}
-    for name in plan.provides:
-        partners = [b if a == name else a for a, b in stage.pairs() if name in (a, b)]
-        encoders.store(
-            name,
-            run.weights(folder, name),
-            stage=plan.name if name in trained else None,
-            aligned_to={p: hashes[p] for p in partners} if name in trained else {},
-        )
-    return hashes
-
-
-def _unused_with_weights(chain: Chain) -> list[str]:
-    """Returns the modalities that no stage touches and that come with weights: text, with CLIP."""
-    used = {name for stage in chain.stages for name in (*stage.trains(), *stage.uses())}
-    return [n for n, m in chain.modalities.items() if n not in used and m.modality.config.pretrained is not None]
-
-
-def _is_stored_initially(chain: Chain, run: RunFolder, name: str) -> bool:
-    folder = run.stage_folder(0, _INITIAL)
-    stored = (read_json(folder / STAGE_FILE) or {}).get("modalities", {})
-    config = chain.modalities[name].modality.config.model_dump(mode="json")
-    return stored.get(name) == config and run.has_weights(folder, name)
-
-
-def _store_initially(chain: Chain, run: RunFolder, encoders: Encoders, unused: Sequence[str]) -> None:
-    if not unused:
-        return
-    folder = run.claim_stage_folder(0, _INITIAL)
-    for name in unused:
-        if not _is_stored_initially(chain, run, name):
-            encoders.store(name, run.weights(folder, name), stage=None, aligned_to={})
-    write_json(
-        folder / STAGE_FILE,
-        {
-            "format": 1,
-            "status": "done",
-            "modalities": {n: chain.modalities[n].modality.config.model_dump(mode="json") for n in unused},
-        },
-    )
-
-
-def _weight_folders(run: RunFolder, plans: Sequence[StagePlan], unused: Sequence[str]) -> dict[str, Any]:
-    folders = {name: run.weights(run.stage_folder(0, _INITIAL), name) for name in unused}
-    for plan in plans:
-        folders |= {name: run.weights(run.find_stage(plan.name), name) for name in plan.provides}
-    return folders
-
-
-def _space_is_whole(chain: Chain, run: RunFolder, plans: Sequence[StagePlan], unused: Sequence[str]) -> bool:
-    """Whether `space/` holds just what the stages have stored."""
-    if not all(_is_stored_initially(chain, run, name) for name in unused):
-        return False
-    record = read_json(run.space / "space.json") or {}
-    wanted = {name: read_json(folder / "config.json") for name, folder in _weight_folders(run, plans, unused).items()}
-    found = record.get("modalities"), record.get("binding"), record.get("pairs")
-    return found == (wanted, chain.config.binding, _trained_pairs(plans))
-
-
-def _trained_pairs(plans: Sequence[StagePlan]) -> list[dict[str, Any]]:
-    return [{"modalities": list(pair), "stage": plan.name} for plan in plans for pair in plan.stage.pairs()]
-
-
-def _assemble(chain: Chain, run: RunFolder, plans: Sequence[StagePlan], unused: Sequence[str]) -> None:
-    from geobind_core.space.lineage import ModalityRecord, SpaceRecord
-    from geobind_core.space.space import CONFIG, assemble
-
-    folders = _weight_folders(run, plans, unused)
-    records = {n: ModalityRecord.model_validate(read_json(folder / CONFIG)) for n, folder in folders.items()}
-    embed_dim = read_json(run.find_stage(plans[0].name) / STAGE_FILE)["embed_dim"]
-    lineage = {"embed_dim": embed_dim, "binding": chain.config.binding, "pairs": _trained_pairs(plans)}
-    assemble(run.space, SpaceRecord.model_validate({**lineage, "modalities": records}), folders)
