@@ -11,7 +11,7 @@ from geobind_core.chain.model import Chain
 from geobind_core.config.models import StageConfig
 from geobind_core.config.problems import suggest
 from geobind_core.data.mixed import MixedData
-from geobind_core.data.paired import PairedData
+from geobind_core.data.paired import PairedData, with_gaps
 from geobind_core.data.splits import Split
 from geobind_core.errors import DataError
 from geobind_core.progress import Reporter, Task
@@ -37,7 +37,8 @@ class DataSets:
                 source.prepare(_Forward(task))
             for note in source.notes():
                 self.reporter.warn(f"data {name}: {note}")
-            self._opened[name] = PairedData(name, source.observations(), source.config)
+            gaps = with_gaps({name: found.modality for name, found in self.chain.modalities.items()})
+            self._opened[name] = PairedData(name, source.observations(), source.config, gaps)
             # What was needed for reading is more than the table takes, and is kept for the next table.
             for pool in (pa.default_memory_pool(), pa.system_memory_pool()):
                 pool.release_unused()

@@ -55,7 +55,7 @@ def measure_path(
     """
     from accelerate import PartialState
 
-    from geobind_core.data.paired import PairedData
+    from geobind_core.data.paired import PairedData, with_gaps
     from geobind_core.data_tools.opened import open_path
     from geobind_core.evaluation.held_out import Embedder
     from geobind_core.evaluation.labels import class_numbers
@@ -81,7 +81,7 @@ def measure_path(
     data, has_splits = opened.data, opened.observations.split is not None or opened.source.config.split is not None
     if part == "all" or (part is None and not has_splits):
         settings = opened.source.config.model_copy(update={"split": SplitConfig(by="none")})
-        data, part = PairedData(opened.name, opened.observations, settings), "train"
+        data, part = PairedData(opened.name, opened.observations, settings, with_gaps(opened.modalities)), "train"
     loader, seed = (chain.config.loader, chain.config.seed) if chain else (LoaderConfig(), 0)
     embedder = Embedder(space, data, config, loader, reporter, part or config.split)
     measures = Measures(config, metrics, own_similarities(chain) if chain else {}, seed, legacy_strict)

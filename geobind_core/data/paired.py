@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from geobind_core.data.order import Rows as Rows
 from geobind_core.data.remote import located
 from geobind_core.data.splits import CODES, Split, assign
 from geobind_core.errors import DataError
+from geobind_core.plugins.modality import Modality
 from geobind_core.plugins.source import Observations, Reference, SourceConfig, SplitConfig
 
 
@@ -28,20 +29,28 @@ class PairedData:
         observations: What the source yielded.
         config: The data set's settings: fields and labels add to the source's own; without `split`
             the source's own column is followed, or else the default.
+        with_gaps: Modalities that have something in a row as long as one of their several columns is filled.
 
     Raises:
         DataError: A column is missing, a key is missing or given twice, or there are no rows.
     """
 
-    def __init__(self, name: str, observations: Observations, config: SourceConfig | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        observations: Observations,
+        config: SourceConfig | None = None,
+        with_gaps: Container[str] = (),
+    ) -> None:
         split = config.split if config else None
-        fields = {**observations.fields, **((config and config.fields) or {})}
         self.name = name
         self.place = f"data.{name}"
         self.root = observations.root
         self.fields: dict[str, tuple[str, ...]] = {
-            modality: (columns,) if isinstance(columns, str) else tuple(columns) for modality, columns in fields.items()
+            modality: (columns,) if isinstance(columns, str) else tuple(columns)
+            for modality, columns in fields_of(observations, config).items()
         }
+        self._with_gaps = with_gaps
         self._table = observations.table
         self._key = observations.key
         self._labels = {**observations.labels, **((config and config.labels) or {})}
@@ -192,10 +201,12 @@ class PairedData:
 
     def filled(self, modality: str) -> npt.NDArray[np.bool_]:
         """Returns `[N]`, true where a row of any split or none has something for a modality."""
-        keep = np.ones(len(self), dtype=bool)
+        gaps = modality in self._with_gaps
+        keep = np.full(len(self), not gaps)
         for column in dict.fromkeys(self.fields[modality]):
             # A chunk at a time, for trimmed texts are a copy of them.
-            keep &= np.concatenate([_filled(chunk) for chunk in self._columns[column].chunks])
+            filled = np.concatenate([_filled(chunk) for chunk in self._columns[column].chunks])
+            keep = keep | filled if gaps else keep & filled
         return keep
 
     def split_names(self) -> list[str | None]:
@@ -205,7 +216,8 @@ class PairedData:
 
     def column_has_values(self, modality: str) -> bool:
         """Whether any row has something for a modality."""
-        return all(self._columns[c].null_count < len(self) for c in self.fields[modality])
+        some = any if modality in self._with_gaps else all
+        return some(self._columns[c].null_count < len(self) for c in self.fields[modality])
 
     def count(self, split: Split) -> int:
         """Returns how many rows a split has, complete or not."""
@@ -229,6 +241,16 @@ class PairedData:
         """Returns the label arrays that decide what is right between two modalities."""
         found = [self.labels(m) for m in (first, second)]
         return [labels for labels in found if labels is not None]
+
+
+def fields_of(observations: Observations, config: SourceConfig | None) -> dict[str, str | Sequence[str]]:
+    """Returns the columns of each modality: those of the settings add to the source's own."""
+    return {**observations.fields, **((config and config.fields) or {})}
+
+
+def with_gaps(modalities: Mapping[str, Modality[Any]]) -> frozenset[str]:
+    """Returns the names of the modalities that read a row in which not all of their columns are filled."""
+    return frozenset(name for name, modality in modalities.items() if modality.with_gaps)
 
 
 def _numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from geobind_core.config import overrides
 from geobind_core.config.document import Document
 from geobind_core.config.problems import Problem, from_pydantic
-from geobind_core.data.paired import PairedData
+from geobind_core.data.paired import PairedData, fields_of, with_gaps
 from geobind_core.errors import ConfigError, DataError, PluginError, SpaceError, raise_all
 from geobind_core.plugins.manager import PluginManager
 from geobind_core.plugins.modality import Modality
@@ -79,8 +79,9 @@ def _observations(name: str, source: Source[Any], reporter: Reporter) -> Observa
 def _opened(
     name: str, source: Source[Any], observations: Observations, modality_of: Callable[[str], Modality[Any] | None]
 ) -> OpenedData:
-    data = PairedData(name, observations, source.config)
-    modalities = {field: modality for field in data.fields if (modality := modality_of(field)) is not None}
+    fields = fields_of(observations, source.config)
+    modalities = {field: modality for field in fields if (modality := modality_of(field)) is not None}
+    data = PairedData(name, observations, source.config, with_gaps(modalities))
     if not modalities:
         raise DataError(
             f"no modality is called as one of its fields: {', '.join(data.fields) or 'there are none'}.",

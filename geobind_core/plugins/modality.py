@@ -138,6 +138,9 @@ class Modality(Generic[ConfigT]):
     reads_files: ClassVar[bool] = False
     """Whether a string in a table is the path of a file, relative to the table, or the value itself."""
 
+    with_gaps: ClassVar[bool] = False
+    """Whether a row counts as long as one of several columns is filled; `read` finds None in place of the others."""
+
     augmentations: ClassVar[Mapping[str, str]] = {}
     """Names that `augment` takes in a stage, each with a sentence on what it does."""
 

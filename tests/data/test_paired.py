@@ -59,6 +59,17 @@ def test_rows_have_something_for_every_modality() -> None:
     assert data.rows("train", ["text"]).dtype == np.int64
 
 
+def test_gaps_between_several_columns() -> None:
+    columns = {"key": [1, 2, 3, 4], "value": [1.0, float("nan"), None, 4.0], "other": pa.array([1, 2, None, None])}
+    fields = {"gappy": ("value", "other"), "whole": ("value", "other"), "empty": ("none", "other")}
+    observations = Observations(pa.table({**columns, "none": pa.nulls(4)}), ROOT, fields)
+    data = PairedData("mine", observations, SourceConfig(source="memory", split=SplitConfig(by="none")), {"gappy"})
+    assert data.rows("train", ["gappy"]).tolist() == [0, 1, 3]
+    assert data.rows("train", ["whole"]).tolist() == [0]
+    assert data.cell("gappy", 3, is_file=False) == (4.0, None)
+    assert not data.column_has_values("empty")
+
+
 def test_a_column_of_nothing() -> None:
     columns = {"key": ["a", "b"], "none": pa.array([None, None], pa.string()), "some": ["x", None]}
     data = paired(columns, {"none": "none", "some": "some"})

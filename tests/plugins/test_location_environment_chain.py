@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as parquet
 import pytest
 import torch
@@ -138,3 +139,19 @@ def test_slices_change_nothing(finished: tuple[Path, dict[str, Any]], chain_file
     whole, slices = Space.load(tmp_path / "whole"), Space.load(tmp_path / "slices")
     for name, cells in {"location": [(3, 4), (90, -60)], "map": [(3, 4)], "climate": [[16, None, 3, 0]]}.items():
         torch.testing.assert_close(whole.embed(name, cells), slices.embed(name, cells), atol=1e-4, rtol=0)
+
+
+def test_a_column_for_each_variable(finished: tuple[Path, dict[str, Any]], chain_file: Path, tmp_path: Path) -> None:
+    """As people have it: a CSV file with empty cells. The same networks come of it as of a column of lists."""
+    document = yaml.safe_load(chain_file.read_text())
+    variables = document["modalities"]["climate"]["variables"]
+    table = parquet.read_table(chain_file.parent / "survey.parquet")
+    for variable, values in zip(variables, zip(*table["climate"].to_pylist(), strict=True), strict=True):
+        table = table.append_column(variable, pa.array(values, pa.float32()))
+    csv.write_csv(table.drop_columns(["climate"]), tmp_path / "survey.csv")
+    assert ",," in (tmp_path / "survey.csv").read_text()
+    document["data"]["survey"] |= {"path": "survey.csv"}
+    document["data"]["survey"]["fields"]["climate"] = variables
+    (tmp_path / "chain.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    run(tmp_path / "chain.yaml", tmp_path / "run")
+    assert hashes(tmp_path / "run") == hashes(finished[0])

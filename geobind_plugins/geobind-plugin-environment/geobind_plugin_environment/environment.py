@@ -25,6 +25,7 @@ class Environment(Modality[EnvironmentConfig]):
 
     name: ClassVar[str] = "environment"
     Config = EnvironmentConfig
+    with_gaps: ClassVar[bool] = True
 
     def build_encoder(self) -> nn.Module:
         """Builds the encoder, `[B, V]` -> `[B, D]`."""
