@@ -22,7 +22,7 @@ FIGURES = {
     "location": 3,
     "ranks": 5,
     "search": 8,
-    "zero_shot_map": 18,
+    "zero_shot_map": 21,
     "gpu_stage_1": 2,
     "gpu_stage_2": 2,
 }

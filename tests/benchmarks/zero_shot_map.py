@@ -47,7 +47,8 @@ TEXTS: dict[str, tuple[tuple[str, float | None], ...]] = {
 """Cover -> what is asked for, and the rank correlation that it is to reach; None only informs."""
 
 SOUND_OF = {"water": "surf", "forest": "leaves", "built": "voices"}
-_LOUDEST = 20
+_MOST = 20
+_TOGETHER, _DRAWS = 5, 40
 _BANDS_AT_A_TIME = 16
 _ALONE_DECIBELS = -22.0  # the loudest that a source is on the planet
 _PROBE = "linear probe"
@@ -99,7 +100,13 @@ def judge(space: Space, source: Any, folder: Path) -> list[Row]:
                 found += np.array(list(dataset.sample(zip(places.longitude, places.latitude, strict=True)))).T.tolist()
         return np.array(found, dtype=np.float32)
 
+    def correlations(queries: npt.NDArray[np.float32], share: Floats, own: npt.NDArray[np.int64]) -> list[float]:
+        """Returns the rank correlation of each query, without the places `[Q, P]` that it was recorded at."""
+        pairs = zip(on_map(queries), own.tolist(), strict=True)
+        return [_correlation(found, share, without) for found, without in pairs]
+
     figures: list[Row] = []
+    generator = np.random.default_rng(0)
     for cover, texts in TEXTS.items():
         share = truth[cover].to_numpy()
         probe = _probe(tiles, share)
@@ -108,23 +115,24 @@ def judge(space: Space, source: Any, folder: Path) -> list[Row]:
         for (text, goal), found in zip(texts, values, strict=True):
             told = f"{note}; area under the ROC curve of more than a third: {_roc(found, share > 1 / 3):.2f}"
             figures.append(_row(f"'{text}' and {cover}", _correlation(found, share), probe, goal, told))
-        loudest = np.argsort(-share, kind="stable")[:_LOUDEST]
-        values = on_map(recordings[loudest])
-        each = [_correlation(found, share, (own,)) for found, own in zip(values, loudest.tolist(), strict=True)]
         name = SOUND_OF[cover]
-        told = f"median of the {_LOUDEST} held-out recordings with most {name}: {min(each):.2f} to {max(each):.2f}"
-        figures.append(_row(f"a recording with {name} and {cover}", median(each), probe, 0.5, told))
-        together = on_map(recordings[loudest].mean(axis=0, keepdims=True))[0]
-        told = f"the same {_LOUDEST} as one query, as `a.flac + b.flac`"
-        figures.append(
-            _row(
-                f"recordings with {name} and {cover}",
-                _correlation(together, share, loudest.tolist()),
-                probe,
-                None,
-                told,
-            )
+        by_share = np.argsort(-share, kind="stable")
+        mostly = by_share[: max(_TOGETHER, int((share > 0.5).sum()))]
+        each = correlations(recordings[mostly], share, mostly[:, None])
+        low, high = np.quantile(each, [0.25, 0.75])
+        extreme = each[:_MOST]
+        told = (
+            f"median of the {len(mostly)} held-out places that are {cover} for more than half, quartiles {low:.2f} and "
+            f"{high:.2f}; median of the {len(extreme)} with most {cover}: {median(extreme):.2f}"
         )
+        figures.append(_row(f"a recording with {name} and {cover}", median(each), probe, 0.5, told))
+        tiles_as_queries = correlations(tiles[mostly], share, mostly[:, None])
+        told = "the same places, asked for by their tiles"
+        figures.append(_row(f"a tile of {cover} and {cover}", median(tiles_as_queries), probe, None, told))
+        chosen = np.stack([generator.choice(mostly, _TOGETHER, replace=False) for _ in range(_DRAWS)])
+        together = correlations(recordings[chosen].mean(axis=1), share, chosen)
+        told = f"median of {_DRAWS} draws of {_TOGETHER} such recordings as one query, as `a.flac + b.flac`"
+        figures.append(_row(f"recordings with {name} and {cover}", median(together), probe, None, told))
         alone = space.embed("audio", [_alone(name, source.config.sample_rate, folder)]).numpy()
         told = f"nothing but {name}, as no recording of the planet is"
         figures.append(_row(f"{name} alone and {cover}", _correlation(on_map(alone)[0], share), probe, None, told))
