@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -83,14 +83,17 @@ def measure(
                 pairs[pair] = figures
     if not pairs and not measured.zero_shot:
         raise DataError("no data set has two modalities of the space; there is nothing to measure.")
-    if leaks is None:
-        leaks = [str(problem) for problem, _ in find_leaks(chain, datasets, measured.evaluations)]
+    unsaid = [] if leaks is not None else [str(e) for e, _ in find_leaks(chain, datasets, measured.evaluations)]
+    unsaid += _changed_since(chain, run)
+    for warning in unsaid:
+        reporter.warn(warning)
+    warnings = [*(leaks or ()), *unsaid]
     metrics = {
         "format": 1,
         "gallery": largest_gallery(pairs),
         "pairs": pairs,
         **({"zero_shot": measured.zero_shot} if measured.zero_shot else {}),
-        **({"warnings": list(leaks)} if leaks else {}),
+        **({"warnings": warnings} if warnings else {}),
         "stages": [_stage_summary(run, stage.config.name) for stage in chain.stages],
         "inputs": inputs,
     }
@@ -248,6 +251,23 @@ def _inputs(chain: Chain, run: RunFolder, stored: Mapping[str, Any]) -> dict[str
         # Under names with the versions that compute them. Runs without any may be older than this key.
         **({"metrics": metrics} if metrics else {}),
     }
+
+
+def _changed_since(chain: Chain, run: RunFolder) -> Iterator[str]:
+    """Yields what was other data when a stage trained on it. Held-out rows may have been training rows then."""
+    for name in dict.fromkeys(name for stage in chain.stages for name in stage.config.data_sets):
+        now, stages = _content(chain, name), []
+        for stage in chain.stages:
+            record = read_json(run.find_stage(stage.config.name) / STAGE_FILE) or {}
+            data = (record.get("inputs") or {}).get("data") or {}
+            then = (data if stage.config.data == name else data.get(name) or {}).get("content")
+            if name in stage.config.data_sets and None not in (then, now) and then != now:
+                stages.append(f"'{stage.config.name}'")
+        if stages:
+            yield (
+                f"data.{name} has changed since stage {', '.join(stages)} trained on it. Rows that are held out now "
+                "may have been trained on."
+            )
 
 
 def _content(chain: Chain, name: str) -> str | None:

@@ -1,5 +1,6 @@
 """`geobind eval` on a small space of open_clip networks: composed queries, classes, other data, refusals."""
 
+import html
 import json
 import subprocess
 from collections.abc import Callable
@@ -164,6 +165,29 @@ def test_eval_measures_again_with_other_settings(run: Path, geobind: Geobind, tm
     assert "legacy recall@25%" in done.stdout
     assert "colours" in done.stdout
     assert "satellite by text, world.label" in done.stdout
+
+
+def test_data_that_changed_since_training_is_named(world: World, geobind: Geobind, tmp_path: Path) -> None:
+    """With other rows, a hash of their keys holds out the same; with other keys, what was trained on."""
+    document = chain_of(world)
+    table = tmp_path / "table.csv"
+    text = world.table.read_text()
+    table.write_text(text)
+    document["data"]["world"] |= {"path": str(table), "root": str(world.folder)}
+    (tmp_path / "chain.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    assert geobind("run", "chain.yaml", "--out", "run").returncode == 0
+    same = geobind("eval", "run")
+    assert same.returncode == 0
+    assert "has changed" not in same.stdout + same.stderr
+    assert "warnings" not in metrics_of(tmp_path / "run")
+
+    table.write_text(text.rstrip("\n").rpartition("\n")[0] + "\n")
+    told = "data.world has changed since stage 'first', 'second' trained on it."
+    other = geobind("eval", "run")
+    assert other.returncode == 0, other.stderr
+    assert told in " ".join((other.stdout + other.stderr).split())
+    assert any(warning.startswith(told) for warning in metrics_of(tmp_path / "run")["warnings"])
+    assert told in " ".join(html.unescape((tmp_path / "run/report.html").read_text()).split())
 
 
 def test_other_data_and_a_space_alone(world: World, run: Path, geobind: Geobind, tmp_path: Path) -> None:
