@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import zlib
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from geobind_core.data.cache_entries import cache_root
 from geobind_core.data.remote import copy_to, shown, size_and_version
@@ -20,6 +20,9 @@ from geobind_core.errors import DataError
 
 _LOCK = ".lock"
 _UNFINISHED = ".part"
+_RESERVED = ".room"  # as large as the file will be, but takes no room itself
+_LOCKS = 64  # so many files can be copied at the same time
+_SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_OF_A_USE = 30.0  # how exactly it is known which copy was used last
 _SECONDS_OF_A_FAILURE = 60.0
 _LONGEST_NAME = 100
@@ -66,9 +69,10 @@ class Copies:
         if error is not None and time.monotonic() - since < _SECONDS_OF_A_FAILURE:
             raise error  # or else each of its thousands of rows would wait for it
         try:
-            with self._alone():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._lock_of(path)):  # others that want the same file wait for it
                 if not path.exists():  # or else another process has just made it
-                    self._make_room(file)
+                    self._wait_for_room(file, path)
                     self._copy(file, path)
         except DataError as error:
             self._failed[file.location] = time.monotonic(), error
@@ -79,6 +83,11 @@ class Copies:
                 place=str(self.folder),
                 hint="Lower the data set's cache_gib, or set GEOBIND_CACHE to a folder with more room.",
             ) from error
+
+    def _lock_of(self, path: Path) -> Path:
+        """Returns the lock that is held while a file is copied, one of few, so that they do not pile up."""
+        name = path.name.removesuffix(_UNFINISHED).removesuffix(_RESERVED)
+        return self.folder / f"{_LOCK}-{zlib.crc32(os.fsencode(name)) % _LOCKS:02d}"
 
     def _copy(self, file: ShardFile, path: Path) -> None:
         unfinished = path.with_name(path.name + _UNFINISHED)
@@ -95,30 +104,57 @@ class Copies:
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
+        finally:
+            path.with_name(path.name + _RESERVED).unlink(missing_ok=True)
 
-    def _make_room(self, file: ShardFile) -> None:
+    def _wait_for_room(self, file: ShardFile, path: Path) -> None:
+        """Reserves room for a file whose lock is held; where others have reserved all of it, when they are done."""
         if file.size > self.limit:
             raise DataError(
                 f"the file has {file.size} bytes, more than all copies together may take, {self.limit}.",
                 place=shown(file.location),
                 hint="Raise the data set's cache_gib.",
             )
-        for leftover in self.folder.glob(f"*{_UNFINISHED}"):  # only one process copies, and it is this one
-            leftover.unlink(missing_ok=True)
-        found = [(path, path.stat()) for path in self.folder.iterdir() if path.name != _LOCK]
-        copies = sorted((stat.st_mtime, stat.st_size, path) for path, stat in found)
-        taken = sum(size for _, size, _ in copies)
-        for _, size, path in copies:
-            if taken + file.size <= self.limit:
-                return
-            path.unlink(missing_ok=True)
-            taken -= size
+        while True:
+            with FileLock(self.folder / _LOCK):
+                if self._make_room(file.size, self._lock_of(path)):
+                    with path.with_name(path.name + _RESERVED).open("wb") as reserved:
+                        reserved.truncate(file.size)
+                    return
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / _LOCK):
-            yield
+    def _make_room(self, size: int, held: Path) -> bool:
+        """Removes what was not used for the longest time. Returns whether there is room now."""
+        copies, taken = [], 0
+        for path in self.folder.iterdir():
+            if path.name.startswith(_LOCK) or self._is_leftover(path, held):
+                continue
+            try:
+                found = path.stat()
+            except FileNotFoundError:  # the copying of it has just ended
+                continue
+            if path.suffix != _UNFINISHED:  # for which room is reserved
+                taken += found.st_size
+            if path.suffix not in (_RESERVED, _UNFINISHED):
+                copies.append((found.st_mtime, found.st_size, path))
+        for _, freed, path in sorted(copies):
+            if taken + size <= self.limit:
+                break
+            path.unlink(missing_ok=True)
+            taken -= freed
+        return taken + size <= self.limit
+
+    def _is_leftover(self, path: Path, held: Path) -> bool:
+        """Removes what a killed process has left. Nobody holds its lock, or we do, and have not begun."""
+        if path.suffix not in (_RESERVED, _UNFINISHED):
+            return False
+        lock = self._lock_of(path)
+        try:
+            with nullcontext() if lock == held else FileLock(lock, blocking=False):
+                path.unlink(missing_ok=True)
+        except Timeout:
+            return False
+        return True
 
 
 def local_table(url: str) -> Path:

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from geobind_core.config.models import LoaderConfig
+from geobind_core.data.ahead import FetchedAhead
 from geobind_core.data.order import Order, epoch_order
 from geobind_core.data.paired import Rows
 from geobind_core.data.samples import BadSample, SampleReader, is_decoded_later, size_in_memory
@@ -234,6 +235,9 @@ def batches(
     be read), `random` (modality -> numbers of the random ones that could be read) and `bad` (list of
     `BadSample`).
     """
+    blocks = next((reader.data.blocks for reader in readers.values()), None)
+    if blocks is not None and blocks.fetch is not None and blocks.ahead:
+        sampler = FetchedAhead(sampler, blocks)
     cores = os.cpu_count() or 1
     dataset = _BatchDataset(readers, columns or {}, threads=cores if workers == 0 else 1)
     return BatchLoader(

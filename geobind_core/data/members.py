@@ -63,6 +63,15 @@ class Shards:
             raise _changed(file, file.size)
         return content
 
+    def fetch(self, shard: int) -> None:
+        """Copies a shard that is at an address, unless it has been copied.
+
+        Raises:
+            DataError: It cannot be copied.
+        """
+        if self.files[shard].is_remote:
+            self._opened(shard, self.files[shard]).close()
+
     def _opened(self, shard: int, file: ShardFile) -> FileIO:
         if is_url(file.location):
             if self.copies is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -123,13 +125,30 @@ def _joined_places(parts: Iterable[PairedData]) -> Places:
 
 
 def _joined_blocks(parts: Iterable[PairedData]) -> Blocks | None:
-    numbers, at_once, start = [], [], 0
+    numbers, found, starts, start = [], [], [], 0
     for part in parts:
         if part.blocks is None:
             numbers.append(np.full(len(part), ANYWHERE, dtype=np.int32))
         else:
             own = part.blocks.numbers
             numbers.append(np.where(own == ANYWHERE, own, own + start))
+            found.append(part.blocks)
+            starts.append(start)
             start += int(own.max()) + 1
-            at_once.append(part.blocks.at_once)
-    return Blocks(np.concatenate(numbers), min(at_once)) if at_once else None
+    if not found:
+        return None
+    at_once, ahead = min(blocks.at_once for blocks in found), min(blocks.ahead for blocks in found)
+    return Blocks(np.concatenate(numbers), at_once, ahead, _Fetch(tuple(found), tuple(starts)))
+
+
+@dataclass(frozen=True)
+class _Fetch:
+    """Fetches a block by its number among those of all data sets."""
+
+    blocks: tuple[Blocks, ...]
+    starts: tuple[int, ...]
+
+    def __call__(self, block: int) -> None:
+        part = bisect_right(self.starts, block) - 1
+        if (fetch := self.blocks[part].fetch) is not None:
+            fetch(block - self.starts[part])

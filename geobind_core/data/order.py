@@ -23,10 +23,14 @@ class Blocks:
     Attributes:
         numbers: `[N]` the block of each row of the data set; `ANYWHERE` of a row that is there already.
         at_once: Rows of so many blocks are mixed with each other.
+        ahead: So many blocks are fetched before their first row is read.
+        fetch: Fetches the file of a block.
     """
 
     numbers: npt.NDArray[np.int32]
     at_once: int
+    ahead: int = 0
+    fetch: Callable[[int], None] | None = None
 
     def typical_size(self, rows: Rows) -> int:
         """Returns how many of these rows are in a block."""

@@ -112,7 +112,7 @@ class PairedData:
         if observations.blocks is None:
             return None
         numbers = self._one_chunk(observations.blocks).to_numpy(zero_copy_only=False).astype(np.int32)
-        return Blocks(numbers, observations.blocks_at_once)
+        return Blocks(numbers, observations.blocks_at_once, observations.blocks_ahead, observations.fetch_block)
 
     def order(self, rows: Rows, seed: int, epoch: int) -> Rows:
         """Returns the rows of an epoch in their order, a pure function of the arguments."""

@@ -25,6 +25,7 @@ from geobind_core.errors import DataError
 from geobind_core.plugins.source import Observations, Progress, Source, SourceConfig
 
 _GIB = 2**30
+_AHEAD = 4  # shards that are copied at a time before they are needed: one connection is rarely a fast one
 _COORDINATES = (("longitude", "latitude"), ("lon", "lat"), ("lng", "lat"), ("long", "lat"))
 
 
@@ -114,8 +115,7 @@ class WebDataset(Source[WebDatasetConfig]):
         columns = [name for name in table.column_names if name not in (KEY, SHARD)]
         longitude, latitude = _coordinates([name for name in columns if name not in references])
         remote = any(file.is_remote for file in files)
-        if remote:
-            self._require_room(files)
+        ahead = self._room_ahead(files)
         return Observations(
             table=table,
             root=self.base,
@@ -126,6 +126,8 @@ class WebDataset(Source[WebDatasetConfig]):
             references=references,
             blocks=SHARD if remote else None,
             blocks_at_once=self.config.shards_at_once,
+            blocks_ahead=ahead,
+            fetch_block=store.fetch,
         )
 
     def _files(self) -> tuple[ShardFile, ...]:
@@ -137,19 +139,25 @@ class WebDataset(Source[WebDatasetConfig]):
     def _opened(self, file: ShardFile) -> FileIO:
         return self._copies().open(file) if file.is_remote else FileIO(file.location)
 
-    def _require_room(self, files: Sequence[ShardFile]) -> None:
-        """Makes sure that the shards in use at a time fit, or else each would be copied again for each row."""
+    def _room_ahead(self, files: Sequence[ShardFile]) -> int:
+        """Returns how many shards there is room for beside those that are in use at a time.
+
+        Raises:
+            DataError: Those in use do not fit. Each would be copied again for each row.
+        """
         # One more is about to be done with, and one has begun.
-        largest = sorted((file.size for file in files if file.is_remote), reverse=True)[
-            : self.config.shards_at_once + 2
-        ]
-        if sum(largest) > self.config.cache_gib * _GIB:
+        in_use = self.config.shards_at_once + 2
+        sizes = sorted((file.size for file in files if file.is_remote), reverse=True)
+        if sum(sizes[:in_use]) > self.config.cache_gib * _GIB:
             raise DataError(
-                f"{len(largest)} shards are in use at a time, {sum(largest) / _GIB:.3g} GiB; "
+                f"{len(sizes[:in_use])} shards are in use at a time, {sum(sizes[:in_use]) / _GIB:.3g} GiB; "
                 f"copies may take {self.config.cache_gib:g} GiB.",
                 place="cache_gib",
                 hint="Raise cache_gib, or lower shards_at_once.",
             )
+        # One is left over: loader workers are handed batches some time before they read them.
+        room = [sum(sizes[: in_use + n + 1]) <= self.config.cache_gib * _GIB for n in range(1, _AHEAD + 1)]
+        return sum(room)
 
 
 def _in_order(parts: Sequence[tuple[Sequence[int], Index]]) -> pa.Table:

@@ -120,6 +120,9 @@ class Observations:
         blocks: A column of numbers, if rows with the same number should be read at about the same time,
             since they come from one large file that has to be fetched first.
         blocks_at_once: Rows of so many blocks are mixed with each other.
+        blocks_ahead: So many blocks are fetched before their first row is read.
+        fetch_block: Fetches what a block's rows are in. It is called with numbers of `blocks`, by several threads at a
+            time, and may be called of what is there already; what it raises is left to those who read the rows.
     """
 
     table: pa.Table
@@ -133,6 +136,8 @@ class Observations:
     references: Mapping[str, Callable[[Any], Reference]] = field(default_factory=dict)
     blocks: str | None = None
     blocks_at_once: int = 16
+    blocks_ahead: int = 0
+    fetch_block: Callable[[int], None] | None = None
 
 
 class Source(Generic[ConfigT]):

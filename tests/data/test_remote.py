@@ -6,7 +6,8 @@ import io
 import json
 import tarfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -22,12 +23,14 @@ from geobind_core.data import remote
 from geobind_core.data.cell_ids import cell_ids
 from geobind_core.data.copies import Copies
 from geobind_core.data.leaks import file_sizes
-from geobind_core.data.loading import TrainingBatches
+from geobind_core.data.loading import TrainingBatches, batches
 from geobind_core.data.paired import PairedData
+from geobind_core.data.samples import SampleReader
 from geobind_core.data.shard_file import ShardFile, find_shard
 from geobind_core.data.table import Table, TableConfig
 from geobind_core.data.webdataset import WebDataset, WebDatasetConfig
 from geobind_core.errors import DataError
+from geobind_core.plugins.modality import Modality, ModalityConfig
 
 SHARDS, SAMPLES = 12, 20
 SIZE_GIB = 51_200 / 2**30  # of a shard
@@ -44,16 +47,19 @@ def write_shards(folder: Path) -> None:
 
 
 class Server:
-    """A web server of a folder; `asked` has the paths of the GET requests."""
+    """A web server of a folder; `asked` has the paths of the GET requests, answered `together` if that is set."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.asked: list[str] = []
-        asked = self.asked
+        self.together: threading.Barrier | None = None
+        outer = self
 
         class Handler(SimpleHTTPRequestHandler):
             def do_GET(self) -> None:
-                asked.append(self.path)
+                outer.asked.append(self.path)
+                if outer.together is not None:
+                    outer.together.wait()
                 super().do_GET()
 
             def log_message(self, *_: Any) -> None:
@@ -88,6 +94,23 @@ def memory() -> Iterator[Any]:
     yield system
     system.store.clear()
     system.pseudo_dirs[:] = [""]
+
+
+class Length(Modality[ModalityConfig]):
+    """How many bytes there are."""
+
+    name = "bin"
+    reads_files = True
+
+    def read(self, cell: Any) -> float:
+        return float(len(cell))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def source(shards: str, **settings: Any) -> WebDataset:
@@ -150,6 +173,33 @@ class TestShards:
         assert len(whole) == 14
         assert {key for batch in whole[:7] for key in batch} != {key for batch in whole[7:] for key in batch}
         assert [keys(start) for start in (3, 7, 10)] == [whole[3:], whole[7:], whole[10:]]
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_the_next_ones_are_copied_while_a_batch_is_trained_on(
+        self, server: Server, workers: int, own_cache: Path
+    ) -> None:
+        small = source(f"{server.url}/{{00..11}}.tar", shards_at_once=1, cache_gib=8.5 * SIZE_GIB)
+        data = opened(small)
+        for copy in (own_cache / "shards/copies").glob("*.tar"):  # of indexing
+            copy.unlink()
+        server.asked.clear()
+        rows = data.rows("train", ["bin"])
+        sampler = TrainingBatches(rows, 10, 1, seed=0, order=data.order)
+        reader = SampleReader(data, "bin", Length(ModalityConfig()), train=False, seed=0)
+        loader = batches({"bin": reader}, sampler, workers=workers, pin_memory=False)
+        assert len(loader) == len(sampler)
+        expected = [request.rows.tolist() for request in sampler]
+        needed = [list(dict.fromkeys((np.array(batch) // SAMPLES).tolist())) for batch in expected]
+        found = []
+        for number, batch in enumerate(loader):
+            found.append(batch["rows"].tolist())
+            assert batch["inputs"]["bin"].tolist() == [1200.0] * 10
+            if number == 3:
+                there = {shard for batch in needed[:4] for shard in batch}
+                coming = list(dict.fromkeys(s for batch in needed[4:] for s in batch if s not in there))[:2]
+                wait_for(lambda: {f"/{shard:02d}.tar" for shard in coming} <= set(server.asked))  # noqa: B023
+        assert found == expected
+        assert sorted(server.asked) == [f"/{i:02d}.tar" for i in range(SHARDS)]
 
     def test_too_little_room(self, server: Server) -> None:
         with pytest.raises(DataError, match=r"cache_gib: 5 shards are in use at a time, .* copies may take .* GiB"):
@@ -222,14 +272,55 @@ class TestCopies:
         copies = Copies(tmp_path / "copies", 2**30)
         with pytest.raises(DataError, match="51200 bytes arrived of 60000"):
             copies.open(self.file(server)._replace(size=60_000))
-        assert [path.name for path in copies.folder.iterdir()] == [".lock"]
+        assert [path.name for path in copies.folder.iterdir() if not path.name.startswith(".lock")] == []
 
     def test_leftovers_of_a_killed_process_go(self, server: Server, tmp_path: Path) -> None:
         copies = Copies(tmp_path / "copies", 2**30)
         copies.folder.mkdir()
         (copies.folder / "old.tar.part").write_bytes(b"half")
+        (copies.folder / "old.tar.room").write_bytes(b"")
         copies.open(self.file(server)).close()
-        assert not (copies.folder / "old.tar.part").exists()
+        assert not list(copies.folder.glob("old.tar.*"))
+
+    def test_room_that_a_killed_process_reserved_for_the_same_file(self, server: Server, tmp_path: Path) -> None:
+        file = self.file(server)
+        copies = Copies(tmp_path / "copies", file.size)
+        copies.folder.mkdir()
+        for suffix, size in ((".part", 100), (".room", file.size)):
+            with (copies.folder / (copies.path(file).name + suffix)).open("wb") as left:
+                left.truncate(size)
+        assert len(copies.open(file).read()) == file.size
+        assert [p.name for p in copies.folder.iterdir() if not p.name.startswith(".")] == [copies.path(file).name]
+
+    def test_several_are_copied_at_the_same_time(self, server: Server, tmp_path: Path) -> None:
+        """The server answers only when as many ask."""
+        files = [self.file(server, f"{i:02d}.tar") for i in range(3)]
+        copies = Copies(tmp_path / "copies", 2**30)
+        server.together = threading.Barrier(3, timeout=20)
+        with ThreadPoolExecutor(3) as pool:
+            assert [len(h.read()) for h in pool.map(copies.open, files)] == [file.size for file in files]
+
+    def test_never_more_room_than_allowed(self, server: Server, tmp_path: Path) -> None:
+        """Eight threads want twelve files, three of which fit."""
+        files = [self.file(server, f"{i:02d}.tar") for i in range(SHARDS)]
+        copies = Copies(tmp_path / "copies", 3 * files[0].size)
+        most, done = 0, threading.Event()
+
+        def watch() -> None:
+            nonlocal most
+            while not done.is_set():
+                # A file that is copied is counted by what is reserved for it, and not by what has arrived.
+                kept = [p for p in copies.folder.glob("*") if p.suffix == ".tar" and not p.name.startswith(".")]
+                most = max(most, len(kept))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        with ThreadPoolExecutor(8) as pool:
+            sizes = list(pool.map(lambda file: len(copies.open(file).read()), files * 3))
+        done.set()
+        watcher.join()
+        assert sizes == [files[0].size] * 3 * SHARDS
+        assert 0 < most <= 3
 
     def test_a_failure_is_remembered_for_a_while(self, server: Server, tmp_path: Path) -> None:
         copies, file = Copies(tmp_path / "copies", 2**30), self.file(server)
