@@ -84,13 +84,17 @@ class Copies:
                 hint="Lower the data set's cache_gib, or set GEOBIND_CACHE to a folder with more room.",
             ) from error
 
+    def _alone(self) -> FileLock:
+        """Returns the lock of who adds up sizes. It is never held for long."""
+        return FileLock(self.folder / _LOCK)
+
     def _lock_of(self, path: Path) -> Path:
         """Returns the lock that is held while a file is copied, one of few, so that they do not pile up."""
         name = path.name.removesuffix(_UNFINISHED).removesuffix(_RESERVED)
         return self.folder / f"{_LOCK}-{zlib.crc32(os.fsencode(name)) % _LOCKS:02d}"
 
     def _copy(self, file: ShardFile, path: Path) -> None:
-        unfinished = path.with_name(path.name + _UNFINISHED)
+        unfinished, reserved = (path.with_name(path.name + suffix) for suffix in (_UNFINISHED, _RESERVED))
         try:
             copy_to(file.location, unfinished)
             size = unfinished.stat().st_size
@@ -100,12 +104,13 @@ class Copies:
                     place=shown(file.location),
                     hint="Run the same command again.",
                 )
-            unfinished.replace(path)
+            with self._alone():  # who adds up sizes meanwhile might see neither
+                unfinished.replace(path)
+                reserved.unlink(missing_ok=True)
         except BaseException:
-            unfinished.unlink(missing_ok=True)
+            for left in (unfinished, reserved):
+                left.unlink(missing_ok=True)
             raise
-        finally:
-            path.with_name(path.name + _RESERVED).unlink(missing_ok=True)
 
     def _wait_for_room(self, file: ShardFile, path: Path) -> None:
         """Reserves room for a file whose lock is held; where others have reserved all of it, when they are done."""
@@ -116,7 +121,7 @@ class Copies:
                 hint="Raise the data set's cache_gib.",
             )
         while True:
-            with FileLock(self.folder / _LOCK):
+            with self._alone():
                 if self._make_room(file.size, self._lock_of(path)):
                     with path.with_name(path.name + _RESERVED).open("wb") as reserved:
                         reserved.truncate(file.size)

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from geobind_core.data.geography import nearest_km
 from geobind_core.data.paired import PairedData, Rows
-from geobind_core.errors import DataError
+from geobind_core.data.same_content import in_threads, same_content
 from geobind_core.plugins.source import Reference
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 Entry = tuple[PairedData, int]
-Digest = Callable[[PairedData, int, str], bytes | None]
 
-_THREADS = 16  # that wait for a file system at a time
-_BLOCK = 256
-_HEAD = 16 * 2**10  # bytes that tell most files apart
 _MOST_READ = 100_000  # files that are compared
 
 
@@ -125,47 +116,18 @@ def same_files(modality: str, held_out: Part, training: Sequence[Part]) -> SameF
 
 
 def _equal(ours: Sequence[Entry], theirs: Sequence[Entry], modality: str) -> list[tuple[Entry, Entry]]:
-    """Returns each of our entries that has the content of one of theirs, with that one."""
-    alike = _matched(ours, theirs, modality, _digest_of_head)
-    # Whole files are read only of those that begin alike.
-    ours = [entry for entries, _ in alike for entry in entries]
-    theirs = [entry for _, entries in alike for entry in entries]
-    return [(mine, others[0]) for many, others in _matched(ours, theirs, modality, _digest_of_all) for mine in many]
-
-
-def _matched(
-    ours: Sequence[Entry], theirs: Sequence[Entry], modality: str, digest: Digest
-) -> list[tuple[list[Entry], list[Entry]]]:
-    """Returns ours and theirs of each digest that both have."""
-    groups: list[dict[bytes, list[Entry]]] = []
-    for entries in (ours, theirs):
-        group: dict[bytes, list[Entry]] = defaultdict(list)
-        for entry, found in zip(entries, _in_threads(lambda e: digest(*e, modality), entries), strict=True):
-            if found is not None:
-                group[found].append(entry)
-        groups.append(group)
-    return [(groups[0][found], groups[1][found]) for found in groups[0].keys() & groups[1].keys()]
-
-
-def _digest_of_head(data: PairedData, row: int, modality: str) -> bytes | None:
-    def digest(file: BinaryIO) -> bytes:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        return hashlib.blake2b(b"%d:" % size + file.read(_HEAD)).digest()
-
-    return _of_file(data, row, modality, digest)
-
-
-def _digest_of_all(data: PairedData, row: int, modality: str) -> bytes | None:
-    return _of_file(data, row, modality, lambda file: hashlib.file_digest(file, "sha256").digest())
-
-
-def _of_file(data: PairedData, row: int, modality: str, digest: Callable[[Any], bytes]) -> bytes | None:
-    try:
-        with _opened(data.cell(modality, row, is_file=True)) as file:
-            return digest(file)
-    except (DataError, OSError, TypeError, ValueError):  # what cannot be read is counted where it is needed
-        return None
+    """Returns each of our entries that has the content of one of theirs, with the first such one."""
+    sides = [(True, entry) for entry in ours] + [(False, entry) for entry in theirs]
+    groups = same_content(
+        sides,
+        lambda item: _opened(item[1][0].cell(modality, item[1][1], is_file=True)),
+        lambda group: group[0][0] and not group[-1][0],  # ours come first
+    )
+    found = []
+    for group in groups:
+        other = next(entry for is_ours, entry in group if not is_ours)
+        found += [(entry, other) for is_ours, entry in group if is_ours]
+    return found
 
 
 def _opened(cell: Any) -> BinaryIO:
@@ -189,12 +151,4 @@ def file_sizes(data: PairedData, modality: str, rows: Rows) -> npt.NDArray[np.in
         except (OSError, TypeError, ValueError):
             return -1
 
-    return np.array(_in_threads(of, rows.tolist()), dtype=np.int64)
-
-
-def _in_threads(action: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    blocks = [items[start : start + _BLOCK] for start in range(0, len(items), _BLOCK)]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return [
-            result for results in pool.map(lambda block: [action(item) for item in block], blocks) for result in results
-        ]
+    return np.array(in_threads(of, rows.tolist()), dtype=np.int64)

@@ -23,7 +23,7 @@ class Blocks:
     Attributes:
         numbers: `[N]` the block of each row of the data set; `ANYWHERE` of a row that is there already.
         at_once: Rows of so many blocks are mixed with each other.
-        ahead: So many blocks are fetched before their first row is read.
+        ahead: So many blocks there is room for beside those in use.
         fetch: Fetches the file of a block.
     """
 

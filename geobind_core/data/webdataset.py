@@ -25,7 +25,6 @@ from geobind_core.errors import DataError
 from geobind_core.plugins.source import Observations, Progress, Source, SourceConfig
 
 _GIB = 2**30
-_AHEAD = 4  # shards that are copied at a time before they are needed: one connection is rarely a fast one
 _COORDINATES = (("longitude", "latitude"), ("lon", "lat"), ("lng", "lat"), ("long", "lat"))
 
 
@@ -155,9 +154,8 @@ class WebDataset(Source[WebDatasetConfig]):
                 place="cache_gib",
                 hint="Raise cache_gib, or lower shards_at_once.",
             )
-        # One is left over: loader workers are handed batches some time before they read them.
-        room = [sum(sizes[: in_use + n + 1]) <= self.config.cache_gib * _GIB for n in range(1, _AHEAD + 1)]
-        return sum(room)
+        room = np.cumsum(sizes) <= self.config.cache_gib * _GIB
+        return int(room[in_use:].sum()) if not room.all() else len(sizes)
 
 
 def _in_order(parts: Sequence[tuple[Sequence[int], Index]]) -> pa.Table:

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from geobind_core.data.ahead import FetchedAhead
+
 
 class BatchLoader(DataLoader[dict[str, Any]]):
     """Says that a worker has died where a batch is missed. torch throws it into whatever is just being done."""
@@ -22,16 +24,23 @@ class BatchLoader(DataLoader[dict[str, Any]]):
         iterator = super().__iter__()
         if watched:
             signal.signal(signal.SIGCHLD, handler)
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            except (ConnectionError, EOFError, FileNotFoundError) as error:
-                if str(error).startswith("Caught "):  # in a worker, which is well
-                    raise
-                raise RuntimeError("DataLoader worker died while it handed over a batch") from error
-            yield batch
+        ahead = self.sampler if isinstance(self.sampler, FetchedAhead) else None
+        try:
+            while True:
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+                except (ConnectionError, EOFError, FileNotFoundError) as error:
+                    if str(error).startswith("Caught "):  # in a worker, which is well
+                        raise
+                    raise RuntimeError("DataLoader worker died while it handed over a batch") from error
+                if ahead is not None:
+                    ahead.is_delivered()
+                yield batch
+        finally:
+            if ahead is not None:
+                ahead.end()
 
 
 def start_worker(worker: int) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from geobind_core.data.same_content import same_content
+
 FILES_COMPARED = 2_000
 """Of more files that have the size of another, so many are compared, unless all are asked for."""
 
-_HEAD = 64 * 1024  # bytes that tell most files apart
 _EXAMPLES = 5
 
 
@@ -54,14 +54,12 @@ def find_duplicates(
     if column is not None and (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         distinct = pc.count_distinct(column).as_py()
         repeated = len(column) - distinct
-    candidates = [path for group in _groups(sizes, lambda path: sizes[path] or None) for path in group]
+    of_size = Counter(sizes.values())
+    candidates = [path for path, size in sizes.items() if size and of_size[size] > 1]
     if not everything and len(candidates) > FILES_COMPARED:
         chosen = np.random.default_rng(seed).choice(len(candidates), FILES_COMPARED, replace=False)
         candidates = [candidates[i] for i in np.sort(chosen)]
-    same_start = _groups(candidates, lambda path: (sizes[path], _digest(path, _HEAD)))
-    identical = [
-        group for likely in same_start for group in (_groups(likely, _digest) if sizes[likely[0]] > _HEAD else [likely])
-    ]
+    identical = same_content(candidates, lambda path: path.open("rb"), lambda group: len(group) > 1)
     return Duplicates(
         distinct=distinct,
         repeated=repeated,
@@ -74,21 +72,3 @@ def find_duplicates(
 def shown(path: Path, root: Path | str) -> str:
     """Returns a path as the table has it, if it is below the data set's folder."""
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-
-
-def _groups(paths: Iterable[Path], key: Callable[[Path], object]) -> list[list[Path]]:
-    """Returns those that share a key with another, in order; of a key that is None nobody shares it."""
-    groups = defaultdict(list)
-    for path in paths:
-        groups[key(path)].append(path)
-    return [group for shared, group in groups.items() if shared is not None and len(group) > 1]
-
-
-def _digest(path: Path, length: int = -1) -> bytes | None:
-    try:
-        with path.open("rb") as file:
-            if length > 0:
-                return hashlib.blake2b(file.read(length), digest_size=16).digest()
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
-    except OSError:
-        return None

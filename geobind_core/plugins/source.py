@@ -120,7 +120,7 @@ class Observations:
         blocks: A column of numbers, if rows with the same number should be read at about the same time,
             since they come from one large file that has to be fetched first.
         blocks_at_once: Rows of so many blocks are mixed with each other.
-        blocks_ahead: So many blocks are fetched before their first row is read.
+        blocks_ahead: So many blocks there is room for beside those in use; they may be fetched before they are needed.
         fetch_block: Fetches what a block's rows are in. It is called with numbers of `blocks`, by several threads at a
             time, and may be called of what is there already; what it raises is left to those who read the rows.
     """

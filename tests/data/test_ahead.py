@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,13 @@ def blocks_of(fetch: Recorder, ahead: int, *, at_once: int = 1) -> Blocks:
     return Blocks(np.repeat(np.arange(BLOCKS, dtype=np.int32), ROWS), at_once, ahead, fetch)
 
 
+def delivered(fetched: FetchedAhead) -> Iterator[BatchRequest]:
+    """Yields the batches as a loader does that has read each before it hands it over."""
+    for request in fetched:
+        fetched.is_delivered()
+        yield request
+
+
 def same(one: BatchRequest, other: BatchRequest) -> bool:
     return (one.epoch, one.step) == (other.epoch, other.step) and np.array_equal(one.rows, other.rows)
 
@@ -55,13 +63,13 @@ def test_batches_are_what_they_were(ahead: int) -> None:
     plain = TrainingBatches(rows, 4, 3, seed=1, order=lambda r, s, e: epoch_order(r, s, e, blocks))
     fetched = FetchedAhead(plain, blocks)
     assert len(fetched) == len(plain)
-    assert all(same(one, other) for one, other in zip(plain, fetched, strict=True))
+    assert all(same(one, other) for one, other in zip(plain, delivered(fetched), strict=True))
     assert blocks.fetch.wait_for(3 * BLOCKS) == set(range(BLOCKS))  # type: ignore[union-attr]
 
 
 def test_so_many_blocks_ahead_and_no_more() -> None:
     fetch = Recorder()
-    batches = iter(FetchedAhead(SequentialBatches(np.arange(BLOCKS * ROWS), ROWS), blocks_of(fetch, 2)))
+    batches = delivered(FetchedAhead(SequentialBatches(np.arange(BLOCKS * ROWS), ROWS), blocks_of(fetch, 2)))
     for block in range(BLOCKS):
         assert np.array_equal(next(batches).rows, np.arange(block * ROWS, (block + 1) * ROWS))
         coming = min(block + 3, BLOCKS)
@@ -69,25 +77,36 @@ def test_so_many_blocks_ahead_and_no_more() -> None:
     assert next(batches, None) is None
 
 
+def test_not_more_than_there_is_room_for() -> None:
+    """Batches are handed out to loader workers that have read none yet."""
+    fetch = Recorder()
+    fetched = FetchedAhead(SequentialBatches(np.arange(BLOCKS * ROWS), ROWS), blocks_of(fetch, 2))
+    assert len(list(fetched)) == BLOCKS
+    assert fetch.wait_for(2) == {0, 1}
+    for read in range(3):
+        fetched.is_delivered()
+        assert fetch.wait_for(3 + read) == set(range(3 + read))
+    fetched.end()
+
+
 def test_rows_that_are_there_already_need_nothing() -> None:
     fetch = Recorder()
     blocks = Blocks(np.array([ANYWHERE, ANYWHERE, 0, ANYWHERE], dtype=np.int32), 1, 1, fetch)
-    assert len(list(FetchedAhead(SequentialBatches(np.arange(4), 1), blocks))) == 4
+    assert len(list(delivered(FetchedAhead(SequentialBatches(np.arange(4), 1), blocks)))) == 4
     assert fetch.wait_for(1) == {0}
 
 
-def test_threads_end_with_the_batches_and_when_they_are_given_up() -> None:
+def test_threads_end_when_they_are_told_to_and_when_the_batches_are_given_up() -> None:
     def alive() -> int:
         return sum(thread.name == "fetch ahead" for thread in threading.enumerate())
 
     before = alive()
     for given_up in (False, True):
-        batches = iter(FetchedAhead(SequentialBatches(np.arange(BLOCKS * ROWS), ROWS), blocks_of(Recorder(), 3)))
+        fetched = FetchedAhead(SequentialBatches(np.arange(BLOCKS * ROWS), ROWS), blocks_of(Recorder(), 3))
+        batches = iter(fetched) if given_up else delivered(fetched)
         next(batches)
-        if given_up:
-            batches.close()  # type: ignore[attr-defined]
-        else:
-            list(batches)
+        assert alive() == before + 3
+        batches.close() if given_up else fetched.end()  # type: ignore[attr-defined]
         end = time.monotonic() + 20
         while alive() > before:
             assert time.monotonic() < end
