@@ -37,7 +37,9 @@ class Places:
         lon, lat = (np.array(values, dtype=np.float64) for values in (longitude, latitude))
         with np.errstate(invalid="ignore"):
             usable = np.isfinite(lon) & np.isfinite(lat) & (np.abs(lat) <= 90) & (lon >= -180) & (lon <= 360)
-            lon = np.where(usable, (lon + 180) % 360 - 180, np.nan)
+            # What is in range stays as it is written, to the last digit.
+            lon = np.where((lon >= -180) & (lon < 180), lon, (lon + 180) % 360 - 180)
+            lon = np.where(usable, lon, np.nan)
         return cls(lon, np.where(usable, lat, np.nan))
 
     def __len__(self) -> int:

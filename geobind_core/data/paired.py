@@ -60,7 +60,7 @@ class PairedData:
         self._columns = {c: self._table[c] for columns in self.fields.values() for c in columns}
         self.blocks = self._blocks(observations)
         self.keys = self._checked_keys()
-        self.places = self._places(observations)
+        self.places = self._places(observations, config)
         split_column = split.column if split is not None and split.by == "column" else None
         if split is None:
             split_column = observations.split
@@ -122,11 +122,24 @@ class PairedData:
         """Returns how far from a batch, in `order`, rows can be had that need few other files; None: anywhere."""
         return None if self.blocks is None else self.blocks.typical_size(rows)
 
-    def _places(self, observations: Observations) -> Places | None:
+    def _places(self, observations: Observations, config: SourceConfig | None) -> Places | None:
         """Returns where the rows are. Coordinates that are no numbers are none."""
-        if observations.longitude is None or observations.latitude is None:
+        columns = [c for c in (observations.longitude, observations.latitude) if c is not None]
+        if len(columns) < 2:
             return None
-        return Places.of(*(_numbers(self._table[c]) for c in (observations.longitude, observations.latitude)))
+        places = Places.of(*(_numbers(self._table[c]) for c in columns))
+        # Columns that are only called like coordinates may hold anything.
+        if not places.known.any() and all(getattr(config, c, None) is not None for c in ("longitude", "latitude")):
+            first = [
+                next((str(v) for v in self._table[c].slice(0, 1000).to_pylist() if v is not None), "") for c in columns
+            ]
+            raise DataError(
+                f"no row has usable coordinates; the first are '{first[0]}' in '{columns[0]}' and '{first[1]}' in "
+                f"'{columns[1]}'.",
+                place=f"{self.place}.longitude",
+                hint='Expected degrees, WGS 84, such as 8.54 and 47.37; with decimal commas, `decimal: ","` says so.',
+            )
+        return places
 
     def _one_chunk(self, column: str) -> pa.Array:
         chunked = self._table[column]

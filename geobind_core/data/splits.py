@@ -83,7 +83,7 @@ def _by_hash(keys: Iterable[str], config: SplitConfig) -> npt.NDArray[np.int8]:
 def _by_blocks(places: Places | None, config: SplitConfig) -> npt.NDArray[np.int8]:
     if places is None or not places.known.any():
         raise DataError(
-            "by: blocks needs coordinates, and no row has any.",
+            "by: blocks needs coordinates, and no row has any that can be used.",
             hint="Name the columns: `longitude` and `latitude` of the data set, degrees, WGS 84.",
         )
     cells, block = np.unique(equal_area_cells(places, config.block_km), return_inverse=True)

@@ -40,6 +40,7 @@ class TableConfig(SourceConfig):
     delimiter: str | None = Field(
         None, min_length=1, max_length=1, description="Between the cells of a text file; default: by its suffix."
     )
+    decimal: Literal[".", ","] = Field(".", description="What numbers in a text file have before their fraction.")
 
 
 class Table(Source[TableConfig]):
@@ -73,6 +74,8 @@ class Table(Source[TableConfig]):
         settings = [str(config.key)]
         if config.encoding.lower() not in ("utf-8", "utf8") or config.delimiter is not None:
             settings += [config.encoding, str(config.delimiter)]
+        if config.decimal != ".":
+            settings.append(config.decimal)
         found = {split: file_fingerprint(path, ":".join(settings)) for split, path in paths.items()}
         if "" in found:
             return found[""]
@@ -109,7 +112,13 @@ class Table(Source[TableConfig]):
 
     def _read(self, path: Path) -> pa.Table:
         config = self.config
-        table = read_table(path, strings=(config.key or "key",), encoding=config.encoding, delimiter=config.delimiter)
+        table = read_table(
+            path,
+            strings=(config.key or "key",),
+            encoding=config.encoding,
+            delimiter=config.delimiter,
+            decimal=config.decimal,
+        )
         return with_coordinates(table, str(path))
 
 

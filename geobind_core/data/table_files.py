@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,11 +18,17 @@ _DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 _PARQUET = (".parquet", ".geoparquet", ".pq")
 COMPRESSED = (".gz", ".bz2", ".zst")
 _ROWS_AT_A_TIME = 65_536
-_RELATIVE = "Relative paths start at the chain file's folder."
+_RELATIVE = "Relative paths in a chain start at its file's folder."
+_OTHER_DELIMITERS = ";\t|,"
 
 
 def read_table(
-    path: Path, *, strings: tuple[str, ...] = (), encoding: str = "utf-8", delimiter: str | None = None
+    path: Path,
+    *,
+    strings: tuple[str, ...] = (),
+    encoding: str = "utf-8",
+    delimiter: str | None = None,
+    decimal: str = ".",
 ) -> pa.Table:
     """Reads a CSV, TSV or Parquet file.
 
@@ -33,6 +40,7 @@ def read_table(
         strings: Columns of a text file to be kept as written, such as keys with leading zeros.
         encoding: Of a text file.
         delimiter: Of a text file; None goes by the suffix.
+        decimal: What numbers in a text file have before their fraction.
 
     Raises:
         DataError: It is missing, of another kind, or cannot be read.
@@ -43,7 +51,7 @@ def read_table(
     try:
         if usual is None:
             return _read_parquet(path)
-        return _read_text(path, strings, encoding, delimiter or usual)
+        return _read_text(path, strings, encoding, delimiter or usual, decimal)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"the table cannot be read: {error}", place=str(path)) from error
 
@@ -69,7 +77,7 @@ def _read_parquet(path: Path) -> pa.Table:
         return pa.Table.from_batches(file.iter_batches(_ROWS_AT_A_TIME), schema=file.schema_arrow)
 
 
-def _read_text(path: Path, strings: tuple[str, ...], encoding: str, delimiter: str) -> pa.Table:
+def _read_text(path: Path, strings: tuple[str, ...], encoding: str, delimiter: str, decimal: str) -> pa.Table:
     try:
         codecs.lookup(encoding)
     except LookupError:
@@ -87,7 +95,9 @@ def _read_text(path: Path, strings: tuple[str, ...], encoding: str, delimiter: s
             path,
             read_options=pyarrow.csv.ReadOptions(encoding=encoding),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(strings, pa.string())),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(strings, pa.string()), decimal_point=decimal
+            ),
         )
         # pyarrow leaves a column of bytes, or a name of them, where it finds what is no UTF-8.
         if any(pa.types.is_binary(table[name].type) for name in table.column_names):
@@ -95,8 +105,26 @@ def _read_text(path: Path, strings: tuple[str, ...], encoding: str, delimiter: s
     except UnicodeDecodeError as error:
         raise wrong from error
     except pa.ArrowInvalid as error:
-        raise (wrong if "invalid UTF8" in str(error) else error) from error
+        raise (wrong if "invalid UTF8" in str(error) else _uneven(path, encoding, delimiter) or error) from error
+    if table.num_columns == 1 and (uneven := _uneven(path, encoding, delimiter)) is not None:
+        raise uneven
     return _empty_texts_are_missing(table)
+
+
+def _uneven(path: Path, encoding: str, delimiter: str) -> DataError | None:
+    """Returns an error if the first line looks as if something else were between the cells."""
+    if path.suffix.lower() in COMPRESSED:
+        return None
+    with path.open(encoding=encoding, errors="replace") as file:
+        line = file.readline().rstrip("\n")
+    likely = max(_OTHER_DELIMITERS, key=line.count)
+    if line.count(likely) <= line.count(delimiter):
+        return None
+    return DataError(
+        f"the table cannot be read with {delimiter!r} between the cells; it begins with: {line[:80]}",
+        place=str(path),
+        hint=f"Say what is between them: `delimiter: {json.dumps(likely)}`.",
+    )
 
 
 def _empty_texts_are_missing(table: pa.Table) -> pa.Table:

@@ -86,7 +86,7 @@ def _opened(
         raise DataError(
             f"no modality is called as one of its fields: {', '.join(data.fields) or 'there are none'}.",
             place=data.place,
-            hint="Say which column is what: --field satellite=<column>, or `fields` in a chain.",
+            hint="Say which column is what: --field MODALITY=COLUMN, or `fields` in a chain.",
         )
     return OpenedData(name, source, observations, data, modalities)
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from geobind_core.data.samples import describe
 from geobind_core.data_tools.opened import OpenedData
@@ -148,7 +148,13 @@ def smaller_image(content: bytes, side: int, extension: str, quality: int) -> by
         DataError: Its pixels cannot be resized.
         OSError: It cannot be decoded.
     """
-    with Image.open(BytesIO(content)) as image:
+    try:
+        opened = Image.open(BytesIO(content))
+    except UnidentifiedImageError:  # whose text names an object in memory
+        raise DataError(
+            "Pillow does not know this kind of image, so it cannot be resized.", hint="Pack it as it is."
+        ) from None
+    with opened as image:
         width, height = image.size
         if min(width, height) <= side:
             return content
