@@ -88,7 +88,11 @@ def test_a_geoparquet_file_stays_one(table: Path, tmp_path: Path) -> None:
         ("out.csv", ["--test", "0.8", "--validation", "0.5"], "leave nothing to train on"),
         ("out.csv", ["--column", "code"], "there is a column 'code' already"),
         ("out.csv", ["--by", "blocks", "--set", "longitude=x"], "no column 'x'"),
-        ("out.csv", ["--by", "blocks", "--set", "longitude=note", "--set", "latitude=note"], "no row has usable coordinates"),
+        (
+            "out.csv",
+            ["--by", "blocks", "--set", "longitude=note", "--set", "latitude=note"],
+            "no row has usable coordinates",
+        ),
         ("out.csv.gz", [], "written uncompressed"),
         ("out.txt.doc", [], "expected a table"),
         ("no/such/folder/out.csv", [], "cannot be written"),
