@@ -35,10 +35,10 @@ class DataSets:
             source = self.chain.sources[name]
             with self.reporter.task(f"data {name}", 1, "places") as task:
                 source.prepare(_Forward(task))
-            for note in source.notes():
-                self.reporter.warn(f"data {name}: {note}")
             gaps = with_gaps({name: found.modality for name, found in self.chain.modalities.items()})
             self._opened[name] = PairedData(name, source.observations(), source.config, gaps)
+            for note in (*source.notes(), *self._opened[name].notes):
+                self.reporter.warn(f"data {name}: {note}")
             # What was needed for reading is more than the table takes, and is kept for the next table.
             for pool in (pa.default_memory_pool(), pa.system_memory_pool()):
                 pool.release_unused()

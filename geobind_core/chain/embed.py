@@ -8,8 +8,7 @@ from pathlib import Path
 
 from geobind_core.chain.launch import Launch
 from geobind_core.chain.model import Chain
-from geobind_core.chain.resolve import load_chain
-from geobind_core.chain.run_folder import RunFolder
+from geobind_core.chain.resolve import chain_of
 from geobind_core.data_tools.opened import OpenedData, open_path, open_source
 from geobind_core.errors import ConfigError, DataError
 from geobind_core.index.embed import EmbedOptions, Job, embed_parts, finish, make_job
@@ -46,8 +45,7 @@ def open_data(
         ConfigError: It is not said which data, or the chain is not valid.
         DataError: It is missing or unusable.
     """
-    run = RunFolder(folder)
-    chain = load_chain(run.chain, plugins, base=run.chain_base()) if run.chain.is_file() else None
+    chain = chain_of(folder, plugins)
     if data is None:
         data = _only_one(chain, modality)
     if chain is None or data not in chain.sources:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from geobind_core.chain.extras import check_evaluate, resolve_metrics
 from geobind_core.chain.measure import own_similarities
 from geobind_core.chain.model import Chain
-from geobind_core.chain.resolve import Resolver, load_chain
+from geobind_core.chain.resolve import Resolver, chain_of
 from geobind_core.chain.run_folder import RunFolder
 from geobind_core.config import overrides
 from geobind_core.config.document import Document
@@ -64,7 +64,7 @@ def measure_path(
     from geobind_core.space.space import Space
 
     space = Space.load(folder, device=PartialState().device, plugins=plugins)
-    chain = _chain_of(folder, plugins)
+    chain = chain_of(folder, plugins)
     of_data = [text.removeprefix(_DATA) for text in assignments if text.startswith(_DATA)]
     others = [text for text in assignments if not text.startswith(_DATA)]
     for text in others:
@@ -104,12 +104,6 @@ def measure_path(
         )
     classified = {"zero_shot": zero_shot} if zero_shot else {}
     return {"format": 1, "gallery": largest_gallery(pairs), "pairs": pairs, **classified}
-
-
-def _chain_of(folder: Path, plugins: PluginManager) -> Chain | None:
-    """Returns the chain of a run folder; None of a space alone."""
-    run = RunFolder(folder)
-    return load_chain(run.chain, plugins, base=run.chain_base()) if run.chain.is_file() else None
 
 
 def _settings(folder: Path, chain: Chain | None, assignments: Sequence[str], plugins: PluginManager) -> Resolver:

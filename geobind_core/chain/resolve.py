@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from geobind_core.chain.extras import check_evaluate, load_onlookers, resolve_metrics
 from geobind_core.chain.model import Chain, ChainModality
+from geobind_core.chain.run_folder import RunFolder
 from geobind_core.chain.stages import resolve_stage
 from geobind_core.config import overrides
 from geobind_core.config.document import Document, PathInDocument, parse
@@ -39,6 +40,17 @@ def load_chain(path: Path, plugins: PluginManager, assignments: Sequence[str] = 
     for assignment in assignments:
         overrides.apply(document, assignment)
     return Resolver(document, plugins, base or path.absolute().parent).chain()
+
+
+def chain_of(folder: Path, plugins: PluginManager) -> Chain | None:
+    """Returns the chain of a run folder; None of a space alone.
+
+    Raises:
+        RunFolderError: The run folder is not whole.
+        CombinedError: The chain is not valid any more.
+    """
+    run = RunFolder(folder)
+    return load_chain(run.chain, plugins, base=run.chain_base()) if run.chain.is_file() else None
 
 
 class Resolver:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from geobind_core.cli.common import AsJson, Disabled, load_plugins, print_json, print_table
 from geobind_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from geobind_core.plugins.manager import PluginManager
 
 _PARTS = ("train", "validation", "test", "all")
 
@@ -79,7 +82,7 @@ def _measured(
     from geobind_core.progress import Reporter
 
     plugins, reporter = load_plugins(disable_plugin), Reporter()
-    if data is not None and _is_path(data):
+    if data is not None and _is_path(data, run_folder, plugins):
         return measure_path(
             run_folder, Path(data), fields, assignments, split, plugins, reporter, legacy_strict=legacy_strict
         )
@@ -102,7 +105,12 @@ def _measured(
         return measure(loaded, folder, datasets, reporter, again=True, only=data, legacy_strict=legacy_strict)
 
 
-def _is_path(data: str) -> bool:
-    """Whether this is data of no chain: what is there, or looks like a file."""
+def _is_path(data: str, run_folder: Path, plugins: PluginManager) -> bool:
+    """Whether this is data of no chain: what looks like a file, or is there and is no data set of the run."""
+    from geobind_core.chain.resolve import chain_of
+
     path = Path(data)
-    return path.exists() or path.suffix != "" or len(path.parts) > 1
+    if data.startswith(".") or path.suffix != "" or len(path.parts) > 1:
+        return True
+    chain = chain_of(run_folder, plugins)
+    return path.exists() and (chain is None or data not in chain.sources)

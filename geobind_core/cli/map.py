@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from geobind_core.cli.common import AsJson, Disabled, load_plugins, print_json, say
-from geobind_core.errors import ConfigError
+from geobind_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from geobind_core.maps.score_map import MapResult
@@ -96,12 +96,14 @@ def draw(
     picture = None if no_png else png or out.with_suffix(".png")
     reporter = Reporter()
     loaded = Space.load(space, device=PartialState().device, plugins=load_plugins(disable_plugin))
+    if not index.exists():
+        raise DataError("no such index, and no such folder of tiles.", place=str(index))
     if index.is_dir() and not any(index.glob("*.parquet")):
         if modality is None:
             raise ConfigError(
                 "this is a folder of tiles; say which modality they are of.",
                 place=str(index),
-                hint=f"--modality {'|'.join(loaded.modalities)}",
+                hint=f"--modality {'|'.join(name for name in loaded.modalities if loaded.modality(name).reads_files)}",
             )
         result = map_of_tiles(loaded, index, modality, query, out, options, reporter, picture)
     else:

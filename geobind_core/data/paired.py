@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from geobind_core.config.problems import suggest
-from geobind_core.data.geography import Places
+from geobind_core.data.coordinates import places_of
 from geobind_core.data.order import Blocks, epoch_order
 from geobind_core.data.order import Rows as Rows
 from geobind_core.data.remote import located
@@ -30,6 +30,10 @@ class PairedData:
         config: The data set's settings: fields and labels add to the source's own; without `split`
             the source's own column is followed, or else the default.
         with_gaps: Modalities that have something in a row as long as one of their several columns is filled.
+
+    Attributes:
+        places: Where the rows are; None without coordinates.
+        notes: What a person should know, a sentence each.
 
     Raises:
         DataError: A column is missing, a key is missing or given twice, or there are no rows.
@@ -60,7 +64,7 @@ class PairedData:
         self._columns = {c: self._table[c] for columns in self.fields.values() for c in columns}
         self.blocks = self._blocks(observations)
         self.keys = self._checked_keys()
-        self.places = self._places(observations, config)
+        self.places, self.notes = places_of(observations, config, self.place)
         split_column = split.column if split is not None and split.by == "column" else None
         if split is None:
             split_column = observations.split
@@ -121,25 +125,6 @@ class PairedData:
     def near(self, rows: Rows) -> int | None:
         """Returns how far from a batch, in `order`, rows can be had that need few other files; None: anywhere."""
         return None if self.blocks is None else self.blocks.typical_size(rows)
-
-    def _places(self, observations: Observations, config: SourceConfig | None) -> Places | None:
-        """Returns where the rows are. Coordinates that are no numbers are none."""
-        columns = [c for c in (observations.longitude, observations.latitude) if c is not None]
-        if len(columns) < 2:
-            return None
-        places = Places.of(*(_numbers(self._table[c]) for c in columns))
-        # Columns that are only called like coordinates may hold anything.
-        if not places.known.any() and all(getattr(config, c, None) is not None for c in ("longitude", "latitude")):
-            first = [
-                next((str(v) for v in self._table[c].slice(0, 1000).to_pylist() if v is not None), "") for c in columns
-            ]
-            raise DataError(
-                f"no row has usable coordinates; the first are '{first[0]}' in '{columns[0]}' and '{first[1]}' in "
-                f"'{columns[1]}'.",
-                place=f"{self.place}.longitude",
-                hint='Expected degrees, WGS 84, such as 8.54 and 47.37; with decimal commas, `decimal: ","` says so.',
-            )
-        return places
 
     def _one_chunk(self, column: str) -> pa.Array:
         chunked = self._table[column]
@@ -264,22 +249,6 @@ def fields_of(observations: Observations, config: SourceConfig | None) -> dict[s
 def with_gaps(modalities: Mapping[str, Modality[Any]]) -> frozenset[str]:
     """Returns the names of the modalities that read a row in which not all of their columns are filled."""
     return frozenset(name for name, modality in modalities.items() if modality.with_gaps)
-
-
-def _numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
-    try:
-        cast = column.cast(pa.float64())
-    except pa.ArrowInvalid:  # a text file in which one cell is no number is a column of texts
-        return np.array([_number(value) for value in column.to_pylist()])
-    numbers: npt.NDArray[np.float64] = cast.to_numpy()
-    return numbers
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return float("nan")
 
 
 def _filled(array: pa.Array) -> npt.NDArray[np.bool_]:

@@ -156,7 +156,7 @@ def inspect(opened: OpenedData, reporter: Reporter, *, check: int | None = 200, 
         fields=fields,
         unread=[name for name in data.fields if name not in opened.modalities],
         extent=_extent(data.places),
-        notes=opened.source.notes(),
+        notes=[*opened.source.notes(), *data.notes],
     )
 
 

@@ -143,11 +143,26 @@ def columns_of(
     if chosen is not None and (times is None or times.null_count == len(times)):
         if time is not None:
             raise DataError(
-                f"'{time}' has no times.", place="--time", hint="Expected timestamps, dates, or texts in ISO 8601."
+                f"'{time}' has no times{_such_as(table[chosen], times)}.",
+                place="--time",
+                hint="Expected timestamps, dates, or texts in ISO 8601.",
             )
         notes.append(f"column '{chosen}' has no times that are understood; it is left out")
         times = None
+    elif chosen is not None and times is not None and times.null_count > table[chosen].null_count:
+        lost = times.null_count - table[chosen].null_count
+        notes.append(
+            f"{lost:,} rows of '{chosen}' have no time that is understood{_such_as(table[chosen], times)}; "
+            "expected texts in ISO 8601"
+        )
     return Columns(data.keys, places, times, further, cells, _relative(data.root, folder), notes)
+
+
+def _such_as(column: pa.ChunkedArray, times: pa.Array | None) -> str:
+    """Returns the first value that is not understood, for a message."""
+    lost = column if times is None else column.combine_chunks().filter(pc.is_null(times))
+    found = next((str(value) for value in lost.to_pylist() if value is not None), None)
+    return "" if found is None else f", such as '{found}'"
 
 
 def _can_be_shown(name: str, opened: OpenedData) -> bool:

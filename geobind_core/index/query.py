@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,15 @@ import numpy.typing as npt
 
 from geobind_core.config.problems import suggest
 from geobind_core.data.samples import describe
-from geobind_core.errors import ConfigError, DataError
+from geobind_core.errors import ConfigError, DataError, PluginError
 
 if TYPE_CHECKING:
     from geobind_core.space.space import Space
 
 _NAMED = re.compile(r"(?P<modality>[A-Za-z_][\w-]*)=(?P<value>.*)", re.DOTALL)
 _WEIGHTED = re.compile(r"(?P<value>.*)\*\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*", re.DOTALL | re.I)
+_LIKE_A_WEIGHT = re.compile(r".*\*\s*[+-]?[\d.,]*\s*", re.DOTALL)
+_NUMBERS = re.compile(r"[-+\d.,;\s]+")
 _LIKE_A_FILE = re.compile(r"\S*\.[A-Za-z][A-Za-z0-9]{1,4}")
 _SMALLEST_SUM = 1e-6  # of unit vectors; what is left below that are rounding errors
 
@@ -103,11 +106,19 @@ def _part(text: str, space: Space, modality: str | None) -> QueryPart:
         space.record_of(name)
         if (weighted := _WEIGHTED.fullmatch(value)) is not None:
             value, weight = weighted["value"].strip(), float(weighted["weight"])
+        elif _LIKE_A_WEIGHT.fullmatch(value):
+            raise ConfigError("what is behind `*` is no number.", place=text, hint="A weight is written as in *0.5.")
         if weight == 0 or not math.isfinite(weight):
             raise ConfigError(f"the weight is {weight:g}; expected a number other than 0.", place=text)
         return QueryPart(name, _item(value, name, space), weight)
     if not text.strip():
         raise ConfigError("the query is empty.", hint="Give a text, a file, or MODALITY=VALUE.")
+    if _WEIGHTED.fullmatch(text) and not _is_file(text):
+        raise ConfigError(
+            "a weight is given to a part that does not say its modality.",
+            place=text,
+            hint=f"Write {_example(space, text)}",
+        )
     name = modality or _reader(text, space)
     return QueryPart(name, _item(text.strip(), name, space))
 
@@ -121,16 +132,22 @@ def _reader(text: str, space: Space) -> str:
         )
     reasons: dict[str, str] = {}
     for name in space.modalities:
-        if space.modality(name).reads_files != is_file:
-            continue
         try:
+            if space.modality(name).reads_files != is_file:
+                continue
             _try(text, name, space)
-        except Exception as error:  # decoders raise what they like
+        except Exception as error:  # decoders raise what they like, and a plugin may be missing
             reasons[name] = describe(error)
         else:
             reasons[name] = ""
     readers = [name for name, reason in reasons.items() if not reason]
     if len(readers) == 1:
+        if _NUMBERS.fullmatch(text) and isinstance(space.modality(readers[0]).read(text), str):
+            raise ConfigError(
+                f"these are numbers, and only '{readers[0]}' could read them, as words.",
+                place=text,
+                hint=f"If that is meant: {readers[0]}={text}",
+            )
         return readers[0]
     if readers:
         raise ConfigError(
@@ -148,8 +165,11 @@ def _reader(text: str, space: Space) -> str:
 
 
 def _example(space: Space, text: str) -> str:
-    names = [name for name in space.modalities if not space.modality(name).reads_files]
-    return f"{names[0]}={text}" if names else f"MODALITY={text}"
+    for name in space.modalities:
+        with suppress(PluginError):  # of a plugin that is missing
+            if not space.modality(name).reads_files:
+                return f"{name}={text}"
+    return f"MODALITY={text}"
 
 
 def _try(value: str, name: str, space: Space) -> None:

@@ -96,7 +96,7 @@ def write_geotiff(
             raise DataError(
                 "no cell of the map has a value: nothing is near enough to it.",
                 place=str(path),
-                hint="Look at --bbox, --max-distance, --resolution and --time.",
+                hint="Look at --bbox and --resolution; of places, at --max-distance and --time as well.",
             )
         with replacing_file(path) as temporary, rasterio.Env(CPL_TMPDIR=room, GDAL_NUM_THREADS="ALL_CPUS"):
             copy(

@@ -22,9 +22,10 @@ from geobind_core.index.query import QueryPart, embed_query, parse_query
 from geobind_core.index.search import filtered, scores
 from geobind_core.maps.bands import MapOptions, make_bands
 from geobind_core.maps.extent import KM_PER_DEGREE, Extent, extent_of_places
-from geobind_core.maps.geotiff import Band, BandSummary, Surface, is_map, write_geotiff
+from geobind_core.maps.geotiff import Band, BandSummary, Surface, write_geotiff
 from geobind_core.maps.grid import WGS_84, Grid, Resolution, make_grid
-from geobind_core.maps.picture import draw_map, is_picture
+from geobind_core.maps.output import require_room
+from geobind_core.maps.picture import draw_map
 from geobind_core.maps.points import Points, Values
 from geobind_core.maps.tiles import Mosaic, Tile, embed_tiles, open_tiles
 from geobind_core.progress import Reporter
@@ -98,7 +99,7 @@ def map_of_index(
     Raises:
         GeoBindError: The input is at fault; nothing is written.
     """
-    _require_room(path, picture)
+    require_room(path, picture)
     options.require_sense(len(queries))
     index.require_space(space)
     places = index.places()
@@ -152,10 +153,16 @@ def map_of_tiles(
     Raises:
         GeoBindError: The input is at fault; nothing is written.
     """
-    _require_room(path, picture)
+    require_room(path, picture)
     options.require_sense(len(queries))
     if options.period is not None:
         raise ConfigError("tiles have no times to choose by.", place="--time", hint="Embed a table that has them.")
+    for option, is_given in (
+        ("--method", options.method != MapOptions.method),
+        ("--max-distance", options.max_distance_km is not None),
+    ):
+        if is_given:
+            raise ConfigError("tiles are drawn where they lie; leave this out.", place=option)
     space.record_of(modality)
     if not space.modality(modality).reads_files:
         names = [name for name in space.modalities if space.modality(name).reads_files]
@@ -213,6 +220,11 @@ def _draw(
         details["temperature"] = options.temperature
     with reporter.task("drawing", grid.height, "rows") as task:
         summaries = write_geotiff(path, grid, bands, surface, details, task.advance)
+    if isinstance(surface, Mosaic) and options.extent is None and len(surface.drawn) < count:
+        reporter.warn(
+            f"{count - len(surface.drawn)} of {count} tiles are smaller than a cell, and lie between the centres "
+            "of cells; a finer --resolution shows them"
+        )
     if picture is not None:
         draw_map(path, picture, signed=options.kind == "difference")
     return MapResult(path, picture, grid, list(zip(bands, summaries, strict=True)), count)
@@ -260,28 +272,6 @@ def _range_of(index: EmbeddingIndex, wanted: npt.NDArray[np.bool_]) -> tuple[dat
     found = pc.min_max(times.filter(pa.array(wanted)))
     first, last = found["min"].as_py(), found["max"].as_py()
     return None if first is None else (first, last)
-
-
-def _require_room(path: Path, picture: Path | None) -> None:
-    """Makes sure that the files may be written, before the work is done.
-
-    Raises:
-        ConfigError: A name has the wrong ending, or its folder is not there.
-        DataError: Another file is in the way.
-    """
-    for file, suffixes, ours in ((path, (".tif", ".tiff"), is_map), (picture, (".png",), is_picture)):
-        if file is None:
-            continue
-        if file.suffix.lower() not in suffixes:
-            raise ConfigError(f"expected the name of a {suffixes[0]} file.", place=str(file))
-        if not file.absolute().parent.is_dir():
-            raise ConfigError("there is no such folder.", place=str(file.parent))
-        if file.exists() and not ours(file):
-            raise DataError(
-                "a file is here that `geobind map` did not write.",
-                place=str(file),
-                hint="Choose another name, or remove it yourself.",
-            )
 
 
 def _few_warnings(reporter: Reporter) -> Any:

@@ -153,6 +153,8 @@ class Mosaic:
         self._values = values
         self._known: tuple[Grid, list[list[Window]]] | None = None
         self.bands = len(values)
+        self.drawn: set[int] = set()
+        """The numbers of the tiles that some cell has its centre in, of the rows that have been asked for."""
 
     def extent(self) -> Extent:
         """Returns the least extent that has all tiles inside."""
@@ -174,6 +176,8 @@ class Mosaic:
                     continue
                 cells = grid.places(top, bottom, slice(left, right))
                 inside = tile.covers(cells.longitude, cells.latitude).reshape(bottom - top, right - left)
+                if inside.any():
+                    self.drawn.add(number)
                 window = slice(top - first, bottom - first), slice(left, right)
                 counts[window] += inside
                 sums[:, *window] += inside * self._values[:, number, None, None]

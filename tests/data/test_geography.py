@@ -28,6 +28,7 @@ def haversine_km(first: Places, second: Places) -> np.ndarray:
         ((360, -90), (0, -90)),
         ((180, 90), (-180, 90)),
         ((-180, 5), (-180, 5)),
+        ((8.39729, 47.1), (8.39729, 47.1)),
     ],
 )
 def test_coordinates_that_are_understood(given: tuple[float, float], expected: tuple[float, float]) -> None:

@@ -50,6 +50,35 @@ def test_another_encoding_than_said_is_named(tmp_path: Path) -> None:
         opened(path, encoding="klingon")
 
 
+def test_decimal_commas(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("key;lon;lat\n1;8,39729;47,1\n2;;\n")
+    where = {"delimiter": ";", "longitude": "lon", "latitude": "lat"}
+    places = opened(path, decimal=",", **where).places
+    assert places is not None
+    assert places.longitude[0] == 8.39729
+    assert places.known.tolist() == [True, False]
+    with pytest.raises(
+        DataError, match=r"the first are '8,39729' in 'lon' and '47,1' in 'lat'(.|\n)*decimal: "
+    ) as raised:
+        opened(path, **where)
+    assert raised.value.place == "data.mine.longitude"
+    found = opened(path, delimiter=";")
+    assert found.places is not None, "columns that nobody named may be called like coordinates and be none"
+    assert found.notes == ["no row has usable coordinates; the first are '8,39729' in 'lon' and '47,1' in 'lat'."]
+
+
+@pytest.mark.parametrize("lines", ["key;caption\n1;Tor, gelb\n", "key|caption\n1|a\n", "key;caption\n1;a\n"])
+def test_another_delimiter_is_named(tmp_path: Path, lines: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(lines)
+    delimiter = lines[3]
+    with pytest.raises(DataError) as raised:
+        opened(path)
+    assert f'`delimiter: "{delimiter}"`' in str(raised.value)
+    assert len(opened(path, delimiter=delimiter)) == 1
+
+
 def test_compressed(tmp_path: Path) -> None:
     path = tmp_path / "t.csv.gz"
     path.write_bytes(gzip.compress(b"key,value\na,1\n"))

@@ -16,10 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import rasterio
 import webdataset
 import yaml
 from PIL import Image
 
+from geobind_core import DataError
 from geobind_core.chain.builtin import plugin_manager
 from geobind_core.chain.resolve import load_chain
 from geobind_core.data.paired import PairedData
@@ -203,6 +205,16 @@ class TestSmaller:
             geobind("data", "pack", f"world/{suffix}/t.csv", f"out-{suffix}", "--resize", "satellite=30")
         assert "a.satellite.png" in members(shards(tmp_path / "out-png")[0])
         assert members(shards(tmp_path / "out-tif")[0])["a.satellite.jpg"][:3] == b"\xff\xd8\xff"
+
+    def test_what_pillow_does_not_know_is_named_without_an_object_in_memory(self) -> None:
+        values = np.zeros((4, 50, 50), np.uint16)
+        with rasterio.MemoryFile() as file:
+            with file.open(driver="GTiff", width=50, height=50, count=4, dtype="uint16") as dataset:
+                dataset.write(values)
+            content = file.read()
+        with pytest.raises(DataError, match="Pillow does not know this kind of image") as raised:
+            smaller_image(content, 40, "tif", 90)
+        assert "0x" not in str(raised.value)
 
 
 class TestSkipped:

@@ -190,6 +190,14 @@ def test_data_that_changed_since_training_is_named(world: World, geobind: Geobin
     assert told in " ".join(html.unescape((tmp_path / "run/report.html").read_text()).split())
 
 
+def test_a_data_set_of_the_run_comes_before_a_folder_of_its_name(run: Path, geobind: Geobind, tmp_path: Path) -> None:
+    (tmp_path / "world").mkdir()
+    done = geobind("eval", str(run), "--data", "world", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["pairs"]["satellite_to_text"]["data"] == "world"
+    assert geobind("eval", str(run), "--data", "./world").returncode == 2
+
+
 def test_other_data_and_a_space_alone(world: World, run: Path, geobind: Geobind, tmp_path: Path) -> None:
     before = metrics_of(run)
     arguments = ("--data", str(world.table), "--set", "data.split={by: none}", "--split", "all", "--json")

@@ -206,6 +206,13 @@ def test_transformers(save_space: Any, tmp_path: Path, settings: Any, words: Any
     assert_reimported(space, tmp_path / "out", ["satellite", "text"])
 
 
+@pytest.mark.parametrize("library", ["open_clip", "transformers"])
+def test_bands_and_scale_are_said(save_space: Any, tmp_path: Path, library: str) -> None:
+    space = save_space(DIM, satellite={**clip(), "bands": [3, 2, 1], "scale": [0, 200]}, text=clip())
+    notes = export_space(space, library, tmp_path / "out").notes
+    assert any("'satellite' has `bands: [3, 2, 1]` and `scale: [[0.0, 200.0]]`" in note for note in notes)
+
+
 def test_one_tower_for_transformers(save_space: Any, tmp_path: Path) -> None:
     """Without a text that CLIPModel knows, or of the text alone."""
     unknown = clip(words={"no_causal_mask": True})

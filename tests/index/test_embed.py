@@ -311,7 +311,7 @@ def test_bad_input_is_said_with_what_to_do(indexed: Indexed, geobind: Callable[.
     refused(embed("sattelite", table), "no modality 'sattelite'", "Did you mean 'satellite'?")
     refused(embed("satellite", "missing.csv"), "no such file or folder", "missing.csv")
     refused(embed("satellite", table, "--keep", "lable"), "no column 'lable'", "Did you mean 'label'?")
-    refused(embed("satellite", table, "--time", "label"), "'label' has no times")
+    refused(embed("satellite", table, "--time", "label"), "'label' has no times, such as '")
     refused(embed("satellite", table, "--dtype", "int8"), "no 'int8'")
     refused(embed("satellite", table, "--split", "tset"), "Did you mean 'test'?")
     refused(embed("satellite", table, "--split", "validation"), "split 'validation', 0 rows", "nothing for 'satellite'")
@@ -324,6 +324,19 @@ def test_bad_input_is_said_with_what_to_do(indexed: Indexed, geobind: Callable[.
     refused(geobind("embed", indexed.folder, "--modality", "text", "--data", table, "-o", "x.csv"), ".parquet file")
     refused(geobind("embed", indexed.folder, "--modality", "text", "-o", "x.parquet"), "say what is to be embedded")
     assert not (tmp_path / "x.parquet").exists()
+
+
+def test_times_that_are_not_understood_are_counted(
+    indexed: Indexed, geobind: Callable[..., Any], tmp_path: Path
+) -> None:
+    table = pq.read_table(indexed.table).slice(0, 4)
+    taken = pa.array(["2024-06-01", "03.06.2024", None, "2024-06-02T10:00"])
+    path = indexed.table.parent / "taken.parquet"
+    pq.write_table(table.append_column("taken", taken), path)
+    command = ("embed", indexed.folder, "--modality", "satellite", "--data", str(path), "--time", "taken")
+    done = geobind(*command, "-o", "out.parquet")
+    assert done.returncode == 0, done.stderr
+    assert "1 rows of 'taken' have no time that is understood, such as '03.06.2024'" in " ".join(done.stderr.split())
 
 
 def test_several_columns_are_one_cell(indexed: Indexed, geobind: Callable[..., Any], tmp_path: Path) -> None:

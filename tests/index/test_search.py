@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from geobind_core import Space
+from geobind_core.chain.builtin import plugin_manager
 from geobind_core.errors import ConfigError, DataError, SpaceError
 from geobind_core.index.approximate import ApproximateIndex, lists_path
 from geobind_core.index.file import EmbeddingIndex
@@ -251,12 +252,31 @@ def test_what_is_no_query_says_why(indexed: Indexed) -> None:
         parse_query("adio=surf.flac", space)
     with pytest.raises(ConfigError, match="weight is 0"):
         parse_query("text=a beach*0", space)
+    for text in ("text=a beach*2,5", "text=a beach*"):
+        with pytest.raises(ConfigError, match=r"behind `\*` is no number"):
+            parse_query(text, space)
+    with pytest.raises(ConfigError, match=r"does not say its modality(.|\n)*text=a beach\*2"):
+        parse_query("a beach*2", space)
     with pytest.raises(ConfigError, match="the query is empty"):
         parse_query("  ", space)
     with pytest.raises(ConfigError, match=r"no modality of the space can read this file(.|\n)*satellite: "):
         parse_query(str(indexed.table), space)
     with pytest.raises(DataError, match=r"location=\[8\.0, 99\.0\]"):
         embed_query(space, parse_query("location=8,99", space))
+
+
+def test_numbers_are_not_taken_for_words(save_space: Any, clip_folder: Path) -> None:
+    space = save_space(24, text={"pretrained": str(clip_folder)})
+    with pytest.raises(ConfigError, match=r"these are numbers(.|\n)*text=8\.5,47\.4"):
+        parse_query("8.5,47.4", space)
+    assert parse_query("text=8.5,47.4", space) == [QueryPart("text", "8.5,47.4")]
+
+
+def test_a_text_needs_no_plugin_but_its_own(indexed: Indexed) -> None:
+    space = Space.load(indexed.folder, plugins=plugin_manager(["audio"]))
+    assert parse_query("waves on a beach", space) == [QueryPart("text", "waves on a beach")]
+    with pytest.raises(DataError, match=r"no such file(.|\n)*text=surf\.flac"):
+        parse_query("surf.flac", space)
 
 
 def test_parts_are_added_with_their_weights(indexed: Indexed) -> None:

@@ -204,6 +204,11 @@ def test_a_folder_of_tiles_is_embedded_and_burnt_in(
     np.testing.assert_allclose(found[:3], similarities[0, :3], atol=2e-3)  # JPEG or its pixels: read in another way
     assert np.isnan(found[3])
 
+    coarse = geobind(*command, "-o", "coarse.tif", "--resolution", "60km")
+    assert coarse.returncode == 0, coarse.stderr
+    assert "1 of 3 tiles are smaller than a cell" in " ".join(coarse.stderr.split())
+    assert "smaller than a cell" not in done.stderr
+
 
 # ---------------------------------------------------------------------- what it refuses
 
@@ -300,11 +305,15 @@ def test_a_folder_that_does_not_do_is_refused(mapped: Mapped, geobind: Callable[
         return str(done.stderr)
 
     (tmp_path / "tiles").mkdir()
-    assert "say which modality they are of" in refused()
+    assert "--modality satellite" in refused()
     assert "Did you mean 'satellite'" in refused("--modality", "satelite")
     assert "'text' does not read files" in refused("--modality", "text")
     assert "no georeferenced tiles here" in refused("--modality", "satellite")
     assert "tiles have no times" in refused("--modality", "satellite", "--time", "2024-01-01/..")
+    assert "tiles are drawn where they lie" in refused("--modality", "satellite", "--method", "idw")
+    assert "--max-distance: tiles" in refused("--modality", "satellite", "--max-distance", "20")
+    missing = geobind("map", str(mapped.space), "tilse", "-q", "a", "-o", "map.tif", "--modality", "satellite")
+    assert (missing.returncode, "tilse: no such index, and no such folder" in missing.stderr) == (2, True)
     with rasterio.open(
         tmp_path / "tiles" / "a.tif", "w", driver="GTiff", width=8, height=8, count=4, dtype="complex64",
         crs="EPSG:4326", transform=rasterio.transform.from_bounds(0, 0, 1, 1, 8, 8),

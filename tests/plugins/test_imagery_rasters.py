@@ -57,6 +57,13 @@ def colour_of(modality: Satellite, cell: Any) -> list[int]:
 # ---------------------------------------------------------------------- bands and values
 
 
+def test_a_scale_for_16_bits_does_not_make_8_bits_black(architecture: dict[str, Any], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", flat(200, 100, 50, dtype=np.uint8))
+    assert colour_of(satellite(architecture, scale=[0, 200]), path) == [255, 128, 64]
+    with pytest.raises(DataError, match="8 bits a band, and `scale` says that 3000 is white"):
+        satellite(architecture, scale=[0, 3000]).read(path)
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

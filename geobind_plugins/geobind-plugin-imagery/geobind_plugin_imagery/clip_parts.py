@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,13 @@ USUAL_SCALE = 100.0
 """The logit scale that CLIP's own training ends at."""
 
 UNKNOWN_SCALE = f"logit scale {USUAL_SCALE:g}, as CLIP's: the lineage has none; embeddings do not depend on it"
+
+
+def preprocessing_notes(part: ExportPart) -> list[str]:
+    """Returns what other libraries do not do before a picture reaches the tower, and the tower has been used to."""
+    settings = part.modality.config.model_dump(mode="json", include={"bands", "scale"}, exclude_none=True)
+    said = " and ".join(f"`{name}: {json.dumps(value)}`" for name, value in settings.items())
+    return [f"'{part.name}' has {said}: give the other library pictures that are made like this"] if said else []
 
 
 @dataclass(frozen=True)

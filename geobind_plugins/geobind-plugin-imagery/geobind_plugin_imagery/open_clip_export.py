@@ -18,6 +18,7 @@ from geobind_plugin_imagery.clip_parts import (
     Tower,
     as_pictures,
     pixel_statistics,
+    preprocessing_notes,
     together,
     tower_of,
 )
@@ -53,6 +54,7 @@ class OpenClipExporter(Exporter):
             # open_clip looks for the tokenizer of such a model in the folder itself.
             tokenizer_of(text.part.modality.config).save_pretrained(str(folder))
         notes = [f"the image tower is '{image.part.name}', the text tower '{text.part.name}'"]
+        notes += preprocessing_notes(image.part)
         if logit_scale is None:
             notes.append(UNKNOWN_SCALE)
         tensors = {

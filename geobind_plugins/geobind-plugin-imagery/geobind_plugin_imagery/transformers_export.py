@@ -18,6 +18,7 @@ from geobind_plugin_imagery.clip_parts import (
     Tower,
     as_pictures,
     pixel_statistics,
+    preprocessing_notes,
     together,
     tower_of,
 )
@@ -85,6 +86,8 @@ class TransformersExporter(Exporter):
             config = next(iter(settings.values()))
             kind = "CLIPTextModelWithProjection" if towers[0].is_text else "CLIPVisionModelWithProjection"
             notes.append(f"a {kind} of '{parts[0].name}' alone")
+        for part in parts:
+            notes += preprocessing_notes(part)
         config.architectures, config.dtype = [kind], torch.float32
         config.save_pretrained(folder)
         for processor in _processors(towers):

@@ -25,12 +25,20 @@ def to_bytes(values: npt.NDArray[Any], ranges: Sequence[Range]) -> npt.NDArray[n
         ranges: One range for all bands, or one for each.
 
     Raises:
-        DataError: The values are complex, or there is another number of ranges than of bands.
+        DataError: The values are complex or too small for the ranges, or there is another number of ranges than of
+            bands.
     """
     if values.dtype.kind == "c":
         raise DataError("expected real values, found complex ones.")
     if len(ranges) not in (1, len(values)):
         raise DataError(f"`scale` has {len(ranges)} pairs, and the number of bands that are read is {len(values)}.")
+    largest = max(high for _, high in ranges)
+    if values.dtype == np.uint8 and largest > np.iinfo(np.uint8).max:
+        # Nearly black, and nobody would notice.
+        raise DataError(
+            f"the image has 8 bits a band, and `scale` says that {largest:g} is white.",
+            hint="`scale` is for all images of a modality: keep those of another kind in a column of their own.",
+        )
     low, high = np.asarray(ranges, dtype=np.float32).T[:, :, None, None]
     scaled = (values.astype(np.float32) - low) * (255 / (high - low))
     scaled[~np.isfinite(scaled)] = 0
