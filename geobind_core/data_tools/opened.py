@@ -23,6 +23,8 @@ from geobind_core.plugins.source import Observations, Source
 from geobind_core.progress import Reporter
 
 _SPLITS = ("split", "json.split")
+_TABLES = (".csv", ".tsv", ".parquet", ".geoparquet")
+_OF_HUGGING_FACE = ("dataset_dict.json", "dataset_info.json", "state.json")
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,9 @@ def _settings(path: Path) -> dict[str, Any]:
         return {"source": "soundingearth", "root": str(path)}
     if any(path.glob("*.tar")):
         return {"source": "webdataset", "shards": str(path / "*.tar")}
+    tables = [file for file in sorted(path.glob("*.*")) if file.suffix.lower() in _TABLES and file.stem != "metadata"]
+    if len(tables) == 1 and not any((path / name).is_file() for name in _OF_HUGGING_FACE):
+        return {"source": "table", "path": str(tables[0])}
     return {"source": "huggingface", "path": str(path)}
 
 

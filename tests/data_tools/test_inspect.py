@@ -119,6 +119,9 @@ class TestFound:
         assert found["extent"] == {"west": west, "south": 1, "east": east, "north": 3, "without": 2}
         assert found["findings"] == ["2 rows have no usable coordinates"]
 
+    def test_a_folder_with_one_table(self, geobind: Any, own_world: Any) -> None:
+        assert inspected(geobind, "world") == {**inspected(geobind, "world/table.csv"), "data": "world"}
+
     def test_texts_are_no_files(self, geobind: Any, tmp_path: Path) -> None:
         table = pa.table({"text": [f"word {i % 3}" for i in range(9)], "note": ["x"] * 9})
         pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
