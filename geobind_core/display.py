@@ -1,4 +1,4 @@
-"""Tables for people: the plan, the plugins, the matrix of pairs, the cache."""
+"""Tables for people: the plan, the plugins, the cache."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from geobind_core.config.evaluate import headline_recall
 from geobind_core.progress import readable_size
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from geobind_core.chain.plan import StagePlan
     from geobind_core.data.cache_entries import StoredEntry
     from geobind_core.plugins.manager import PluginManager
@@ -45,89 +41,6 @@ def plan_table(plans: Sequence[StagePlan]) -> Table:
             plan.why,
         )
     return table
-
-
-def metrics_table(metrics: Mapping[str, Any]) -> RenderableType:
-    """Returns the matrix of pairs, one ordered pair a line, trained pairs first; and the classifications."""
-    tables = [_pairs_table(metrics)] if metrics["pairs"] else []
-    if metrics.get("zero_shot"):
-        tables.append(_zero_shot_table(metrics["zero_shot"]))
-    return Group(*tables)
-
-
-def _pairs_table(metrics: Mapping[str, Any]) -> Table:
-    first = next(iter(metrics["pairs"].values()))
-    recalls = [key for key in first if key.startswith("recall@")]
-    shown = headline_recall(recalls)
-    legacy = [key for key in first.get("legacy_strict", ()) if key == shown]
-    labelled = any("strict" in figures for figures in metrics["pairs"].values())
-    further = _further(metrics)
-    table = Table("query -> gallery", *recalls, "median rank", "MRR", "chance", box=None)
-    for name in (*(f"legacy {key}" for key in legacy), *((f"strict {shown}",) if labelled else ()), *further):
-        table.add_column(name)
-    table.add_column("gallery")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    table.add_column("trained in")
-    for column in (table.columns[0], table.columns[1 + recalls.index(shown)]):
-        column.no_wrap = True
-    ordered = sorted(metrics["pairs"].items(), key=lambda item: item[1]["emergent"])
-    for name, figures in ordered:
-        row = [name.replace("_to_", " -> ")]
-        row += [f"{figures[key]:.3f}{_interval(figures, key) if key == shown else ''}" for key in recalls]
-        row += [f"{figures['median_rank']:g}", f"{figures['mean_reciprocal_rank']:.3f}"]
-        row.append(f"{figures[f'chance_{shown}']:.3f}")
-        row += [f"{figures['legacy_strict'][key]:.3f}" for key in legacy]
-        if labelled:
-            row.append(f"{figures['strict'][shown]:.3f}" if "strict" in figures else "")
-        row += [f"{figures[name]:.4g}" if name in figures else "" for name in further]
-        row += [str(figures["gallery"]), figures["trained_in"] or "- (emergent)"]
-        table.add_row(*row)
-    notes = [f"chance: of {shown}."]
-    if "intervals" in first:
-        notes.append("In brackets: 95 % interval over the queries.")
-    if labelled:
-        notes.append("strict: only the very row counts, not others with the same label.")
-    if legacy:
-        notes.append(f"legacy: {first['legacy_strict']['convention']}.")
-    table.caption = " ".join(notes)
-    table.caption_justify = "left"
-    return table
-
-
-def _zero_shot_table(tasks: Mapping[str, Any]) -> Table:
-    ks = list(dict.fromkeys(key for task in tasks.values() for key in task if key.startswith("accuracy@")))
-    table = Table("zero-shot", "what", *ks, "mean per class", "chance", "largest class", "classes", "rows", box=None)
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for name, task in tasks.items():
-        row = [name, f"{task['modality']} by {task['text']}, {task['data']}.{task['label']}"]
-        row += [f"{task[key]:.3f}{_interval(task, key)}" if key in task else "" for key in ks]
-        row += [f"{task['mean_per_class_recall']:.3f}", f"{task['chance_accuracy@1']:.3f}"]
-        table.add_row(*row, f"{task['largest_class']:.3f}", str(len(task["classes"])), str(task["rows"]))
-    table.caption = "chance: of accuracy@1. largest class: the accuracy of always saying the most frequent one."
-    table.caption_justify = "left"
-    return table
-
-
-def _interval(figures: Mapping[str, Any], key: str) -> str:
-    if key not in figures.get("intervals", ()):
-        return ""
-    low, high = figures["intervals"][key]
-    return f" [{low:.3f}, {high:.3f}]"
-
-
-def _further(metrics: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the figures that some pair has from a metric that was asked for."""
-    own = ("recall@", "chance_", "median_rank", "mean_reciprocal_rank")
-    return list(
-        dict.fromkeys(
-            name
-            for figures in metrics["pairs"].values()
-            for name, value in figures.items()
-            if isinstance(value, float) and not name.startswith(own)
-        )
-    )
 
 
 def plugin_rows(plugins: PluginManager) -> list[dict[str, Any]]:
@@ -199,7 +112,7 @@ def cache_table(rows: Sequence[Mapping[str, Any]], root: Path) -> Table:
     """Returns entries of the cache as a table."""
     table = Table("modality", "what", "rows", "size", "stored as", "last used", "key", box=None)
     for column in table.columns[2:4]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     for row in rows:
         used = datetime.fromisoformat(row["last_used"]).astimezone()
         table.add_row(

@@ -26,6 +26,8 @@ Disabled = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+_WIDTH_OF_A_FILE = 10_000  # a row of a table is a line of the file, however much is in it
+
 
 def number_of_process() -> int:
     """Returns the number of this process among those that a launcher started."""
@@ -51,7 +53,8 @@ def print_table(renderable: RenderableType) -> None:
 
     # A table that is piped into a file is not cut to the width of a terminal that is not there. What
     # plugins and files say is no markup: a path in square brackets is not the end of some style.
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False, emoji=False).print(renderable)
+    width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
+    Console(width=width, highlight=False, markup=False, emoji=False).print(renderable, crop=False)
 
 
 def print_json(value: Any) -> None:

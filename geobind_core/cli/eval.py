@@ -51,8 +51,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a space. On the chain's own data it writes metrics.json and report.html anew."""
-    from geobind_core.display import metrics_table
     from geobind_core.files import write_json
+    from geobind_core.report.printed import metrics_table
 
     if split is not None and split not in _PARTS:
         raise ConfigError(f"found '{split}'; expected one of {', '.join(_PARTS)}.", place="--split")

@@ -94,8 +94,9 @@ def run(
     from geobind_core.chain.plan import make_plan
     from geobind_core.chain.resolve import load_chain
     from geobind_core.chain.run_folder import RunFolder
-    from geobind_core.display import metrics_table, plan_table
+    from geobind_core.display import plan_table
     from geobind_core.progress import Reporter
+    from geobind_core.report.printed import metrics_table
     from geobind_core.training.interrupts import terminated_as_interrupted
 
     loaded = load_chain(chain, load_plugins(disable_plugin), assignments or [])

@@ -61,7 +61,7 @@ def as_table(inspection: Inspection) -> Group:
     splits = ", ".join(f"{name} {rows:,}" for name, rows in inspection.splits.items() if rows)
     table = Table("modality", "column", "filled", "missing", "broken", "what is in them", box=None)
     for column in table.columns[2:5]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     for name, report in inspection.fields.items():
         table.add_row(
             name,

@@ -73,10 +73,11 @@ def as_table(index: EmbeddingIndex, rows: Sequence[dict[str, Any]]) -> Table:
     places = any(row["longitude"] is not None for row in rows)
     times = any(row["time"] for row in rows)
     table = Table(box=None)
-    table.add_column("", justify="right")
-    table.add_column("score", justify="right")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
     for name in ["key", *(["longitude", "latitude"] if places else []), *(["time"] if times else []), *shown]:
-        table.add_column(name, justify="right" if name in ("longitude", "latitude") else "left")
+        is_number = name in ("longitude", "latitude")
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=is_number)
     for row in rows:
         cells = [f"{row[axis]:.5f}" if row[axis] is not None else "-" for axis in ("longitude", "latitude")]
         table.add_row(

@@ -120,13 +120,13 @@ def heat_maps(pairs: Sequence[Pair], modalities: Sequence[str]) -> list[HeatMap]
     return [_heat_map(name, pairs, modalities) for name in figures]
 
 
-def further_figures(pairs: Iterable[Pair]) -> list[str]:
-    """Returns the names of figures that metrics of plugins added."""
+def further_figures(pairs: Iterable[Figures]) -> list[str]:
+    """Returns the names of what metrics added to the figures of some pairs."""
     return list(
         dict.fromkeys(
             name
-            for pair in pairs
-            for name, value in pair.figures.items()
+            for figures in pairs
+            for name, value in figures.items()
             if isinstance(value, float) and not name.startswith(_OWN)
         )
     )

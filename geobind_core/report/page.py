@@ -189,8 +189,7 @@ def _table(pairs: Sequence[Pair]) -> dict[str, Any]:
     own = list(
         dict.fromkeys(n for p in pairs for n in p.figures if n.startswith(("recall@", "median_rank", "mean_re")))
     )
-    further = further_figures(pairs)
-    figures = own + [name for name in further if not name.startswith("chance_")]
+    figures = own + further_figures(pair.figures for pair in pairs)
 
     def cell(pair: Pair, name: str) -> tuple[float | None, str, list[str]]:
         value = pair.figures.get(name)
