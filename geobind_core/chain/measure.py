@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Measured:
-    """What was measured: on each data set, each classification, and the maps for the report."""
+    """What was measured: on each data set, each classification, the maps for the report; and what was left out."""
 
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     zero_shot: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: dict[str, dict[str, Any]] = field(default_factory=dict)
     maps: list[ScoredPlaces] = field(default_factory=list)
 
 
@@ -93,6 +94,7 @@ def measure(
         "gallery": largest_gallery(pairs),
         "pairs": pairs,
         **({"zero_shot": measured.zero_shot} if measured.zero_shot else {}),
+        **({"skipped": measured.skipped} if measured.skipped else {}),
         **({"warnings": warnings} if warnings else {}),
         "stages": [_stage_summary(run, stage.config.name) for stage in chain.stages],
         "inputs": inputs,
@@ -149,6 +151,8 @@ def _measured(
                 found.zero_shot[known_as] = classify(known_as, task, embedder, labels[known_as], seed)
         if config.maps is not None and name in mapped:
             found.maps += score_places(config.maps, embedder, seed)
+        if skipped := embedder.skipped():
+            found.skipped[name] = skipped
     return found
 
 

@@ -103,7 +103,8 @@ def measure_path(
             hint=f"The space has {', '.join(space.modalities)}. Say which column is what: --field MODALITY=COLUMN.",
         )
     classified = {"zero_shot": zero_shot} if zero_shot else {}
-    return {"format": 1, "gallery": largest_gallery(pairs), "pairs": pairs, **classified}
+    skipped = {"skipped": {data.name: found}} if (found := embedder.skipped()) else {}
+    return {"format": 1, "gallery": largest_gallery(pairs), "pairs": pairs, **classified, **skipped}
 
 
 def _settings(folder: Path, chain: Chain | None, assignments: Sequence[str], plugins: PluginManager) -> Resolver:

@@ -37,11 +37,13 @@ class BadSampleCount:
         rows: How many rows there are in all.
         allowed: The share of them that may be bad.
         place: The stage or evaluation, for the message.
+        setting: What says how many are allowed, for the message; None where that is fixed.
     """
 
     rows: int
     allowed: float
     place: str
+    setting: str | None
     found: dict[tuple[str, str], BadSample] = field(default_factory=dict)
 
     def add(self, samples: Sequence[BadSample]) -> list[BadSample]:
@@ -61,12 +63,16 @@ class BadSampleCount:
             listed = list(self.found.values())
             lines = "\n".join(f"    {sample}" for sample in listed[:_LISTED])
             more = f"\n    … and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+            further = f"take their rows out, or raise {self.setting}." if self.setting else "or take their rows out."
             raise DataError(
-                f"{bad_rows} of {self.rows} rows cannot be read, more than max_bad_samples: {self.allowed:g} "
-                f"allows ({int(self.allowed * self.rows)}):\n{lines}{more}",
+                f"{bad_rows} of {self.rows} rows cannot be read, more than {self._limit()}:\n{lines}{more}",
                 place=self.place,
-                hint="Mend the files, take their rows out, or raise max_bad_samples.",
+                hint=f"Mend the files, {further}",
             )
+
+    def _limit(self) -> str:
+        most = int(self.allowed * self.rows)
+        return f"{self.setting}: {self.allowed:g} allows ({most})" if self.setting else f"the {most} that are allowed"
 
 
 class SampleReader:

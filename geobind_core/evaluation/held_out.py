@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import torch
 
 from geobind_core.config.models import EvaluateConfig, LoaderConfig
 from geobind_core.data.paired import PairedData, Rows
-from geobind_core.data.samples import BadSampleCount, SampleReader
+from geobind_core.data.samples import BadSample, BadSampleCount, SampleReader
 from geobind_core.data.splits import Split
 from geobind_core.errors import DataError
 from geobind_core.evaluation.similarity import output_rows
@@ -19,6 +20,8 @@ from geobind_core.plugins.modality import EncoderOutput
 from geobind_core.progress import Reporter
 from geobind_core.space.embed import EmbeddedRows, embed_rows
 from geobind_core.space.space import Space
+
+_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Embedder:
     reporter: Reporter
     split: Split | None = None
     _known: dict[str, EmbeddedRows] = field(default_factory=dict)
+    _unreadable: dict[str, dict[int, BadSample]] = field(default_factory=dict)
 
     def rows(self, modalities: Sequence[str]) -> Rows:
         """Returns the held-out rows that have all of some modalities."""
@@ -103,9 +107,13 @@ class Embedder:
             DataError: Too many cannot be read.
         """
         parts = [self._known[name]] if name in self._known else []
-        missing = rows[~np.isin(rows, parts[0].rows.numpy())] if parts else rows
-        if len(missing):
-            parts.append(self._embed(name, missing, self._count_of(rows), ()))
+        unreadable, bad = self._unreadable.get(name, {}), self._count_of(rows)
+        bad.add([unreadable[row] for row in rows.tolist() if row in unreadable])
+        seen = [part.rows.numpy() for part in parts] + [np.array(list(unreadable), dtype=rows.dtype)]
+        missing = rows[~np.isin(rows, np.concatenate(seen))]
+        if len(missing) or not parts:
+            parts.append(self._embed(name, missing, bad, ()))
+        bad.require_few()
         numbers = np.concatenate([part.rows.numpy() for part in parts])
         found = np.flatnonzero(np.isin(numbers, rows))
         found = found[np.argsort(numbers[found])]
@@ -125,13 +133,22 @@ class Embedder:
                 advance=task.advance,
                 further=further,
             )
+        samples = {sample.key: sample for sample in embedded.bad}
+        unreadable = rows[~np.isin(rows, embedded.rows.numpy())].tolist()
+        self._unreadable.setdefault(name, {}).update({row: samples[self.data.key(row)] for row in unreadable})
         for sample in bad.add(embedded.bad):
             self.reporter.warn(f"left out of the evaluation: {sample}")
         bad.require_few()
         return embedded
 
+    def skipped(self) -> dict[str, Any] | None:
+        """Returns what could not be read so far, as `metrics.json` has it; None if there is nothing."""
+        samples = [sample for of_one in self._unreadable.values() for _, sample in sorted(of_one.items())]
+        return {"samples": len(samples), "first": list(map(asdict, samples[:_LISTED]))} if samples else None
+
     def _count_of(self, rows: Rows) -> BadSampleCount:
-        return BadSampleCount(len(rows), self.config.max_bad_samples, f"evaluation on data.{self.data.name}")
+        place = f"evaluation on data.{self.data.name}"
+        return BadSampleCount(len(rows), self.config.max_bad_samples, place, "evaluate.max_bad_samples")
 
 
 def some_rows(rows: Rows, most: int, seed: int) -> Rows:

@@ -169,7 +169,7 @@ def _out(part: ToEmbed, modality: str) -> Path:
 
 
 def _job(space: Space, part: ToEmbed, modality: str) -> Job:
-    options = EmbedOptions(split=part.split, max_bad_samples=_MOST_BAD)
+    options = EmbedOptions(split=part.split, max_bad_samples=_MOST_BAD, bad_samples_setting=None)
     return make_job(space, part.opened, modality, _out(part, modality), options, part.rows)
 
 

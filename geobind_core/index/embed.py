@@ -43,6 +43,7 @@ class EmbedOptions:
         keep: Further columns to write.
         time: The column of times; None: one that is called like it.
         max_bad_samples: The share of rows that may be unreadable.
+        bad_samples_setting: What sets it, for messages; None: nothing does.
     """
 
     split: Split | None = None
@@ -51,6 +52,7 @@ class EmbedOptions:
     keep: tuple[str, ...] = ()
     time: str | None = None
     max_bad_samples: float = 0.01
+    bad_samples_setting: str | None = "--max-bad-samples"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ class Job:
     def digest(self) -> str:
         """A hash of the plan."""
         return hashlib.sha256(json.dumps(self.plan, sort_keys=True).encode()).hexdigest()
+
+    def bad_sample_count(self) -> BadSampleCount:
+        """Returns what counts the samples that cannot be read."""
+        of = self.options
+        return BadSampleCount(len(self.rows), of.max_bad_samples, self.opened.data.place, of.bad_samples_setting)
 
     def batches_of_part(self, part: int) -> list[Rows]:
         """Returns the rows of a part; always the same, whoever embeds it, so that results are."""
@@ -129,7 +136,7 @@ def make_job(
         "cells": {name: cells.model_dump(mode="json") for name, cells in columns.cells.items()},
         "root": columns.root,
         "part_rows": _PART_ROWS,
-        **{name: value for name, value in asdict(options).items() if name != "max_bad_samples"},
+        **{name: value for name, value in asdict(options).items() if "bad_samples" not in name},
     }
     # What JSON makes of it, to compare it with what is on the disk.
     plan = json.loads(json.dumps(plan))
@@ -172,7 +179,7 @@ def embed_parts(
         return
     rows = np.concatenate([rows for _, rows in batches])
     requests = [BatchRequest(0, step, rows) for step, (_, rows) in enumerate(batches)]
-    count = BadSampleCount(len(job.rows), options.max_bad_samples, job.opened.data.place)
+    count = job.bad_sample_count()
     embedded = embed_batches(reader, embed, requests, rows, loader=loader or LoaderConfig(), device=device)
     done = len(job.rows) - len(rows)
     with reporter.task(title, len(job.rows), "rows", done=done) as task:
@@ -225,7 +232,7 @@ def finish(space: Space, job: Job, out: Path, reporter: Reporter) -> IndexRecord
         DataError: More rows than are allowed could not be read, or all.
     """
     bad: list[BadSample] = job.parts.bad()
-    count = BadSampleCount(len(job.rows), job.options.max_bad_samples, job.opened.data.place)
+    count = job.bad_sample_count()
     count.add(bad)
     count.require_few()
     record = IndexRecord(

@@ -115,6 +115,7 @@ def _context(subject: Subject, environment: Environment) -> dict[str, Any]:
         "maps": maps,
         "classifications": classification_views(metrics),
         "data": subject.data,
+        "left_out_of_data": metrics.get("skipped", {}),
         "warnings": metrics.get("warnings", ()),
         "timings": sum(stage.seconds or 0.0 for stage in stages),
         "has_environments": any(stage.ran_on for stage in stages),

@@ -69,7 +69,8 @@ class _Stage:
         if self.processes.is_main:
             self.log.trim(state.step)
         rows = self.data.rows("train", [*self.config.train, *(self.config.anchor or ())])
-        self.bad = BadSampleCount(len(rows), self.config.max_bad_samples, self.place)
+        setting = f"stages.{self.config.name}.max_bad_samples"
+        self.bad = BadSampleCount(len(rows), self.config.max_bad_samples, self.place, setting)
         self.bad.add(state.bad)
         try:
             prepared = prepare(

@@ -2,6 +2,7 @@
 
 import html
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -196,6 +197,40 @@ def test_a_data_set_of_the_run_comes_before_a_folder_of_its_name(run: Path, geob
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["pairs"]["satellite_to_text"]["data"] == "world"
     assert geobind("eval", str(run), "--data", "./world").returncode == 2
+
+
+def test_what_cannot_be_read_is_left_out_said_once_and_written_down(
+    world: World, own_world: World, run: Path, geobind: Geobind, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    chain = tmp_path / "run/chain.yaml"
+    chain.write_text(chain.read_text().replace(str(world.table), str(own_world.table)))
+    broken = held_out(world, run)[0]
+    (own_world.folder / broken["satellite"]).write_bytes(b"no image")
+    refused = geobind("eval", "run")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "more than evaluate.max_bad_samples: 0.01 allows (0)" in refused.stderr
+    assert "or raise evaluate.max_bad_samples." in refused.stderr
+
+    done = geobind("eval", "run", "--set", "evaluate.max_bad_samples=0.5")
+    assert done.returncode == 0, done.stderr
+    metrics = metrics_of(tmp_path / "run")
+    assert done.stderr.count("left out of the evaluation: ") == 1, "pairs and classification ask for the same image"
+    assert metrics["skipped"].keys() == {"world"}
+    assert metrics["skipped"]["world"]["samples"] == 1
+    (first,) = metrics["skipped"]["world"]["first"]
+    assert (first["key"], first["modality"]) == (broken["key"], "satellite")
+    assert f"{broken['key']} (satellite): {first['reason']}" in done.stderr
+    assert metrics["zero_shot"]["colours"]["rows"] == len(held_out(world, run)) - 1
+    page = html.unescape((tmp_path / "run/report.html").read_text())
+    assert "<h3>Evaluation on world</h3>" in page
+    assert "1 sample could not be read and was left out:" in page
+    assert first["reason"] in page
+    assert "skipped" not in metrics_of(run)
+
+    done = geobind("eval", "run/space", "--data", str(own_world.table), "--set", "evaluate.max_bad_samples=0.5",
+                   "--split", "all", "--json")  # fmt: skip
+    assert json.loads(done.stdout)["skipped"]["table"]["first"] == [first]
 
 
 def test_other_data_and_a_space_alone(world: World, run: Path, geobind: Geobind, tmp_path: Path) -> None:

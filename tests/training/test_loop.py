@@ -621,7 +621,8 @@ def test_too_many_bad_samples_stop_the_stage_with_the_list(tmp_path: Path, modal
     config = align("satellite", max_bad_samples=0.005)
     with pytest.raises(DataError, match=rf"row17 \({modality}\): ValueError: 1e\+09 is out of range") as raised:
         run_stage(tmp_path, config, data, small("satellite", "ground"))
-    assert "1 of 100 rows" in str(raised.value)
+    assert "1 of 100 rows cannot be read, more than stages.stage.max_bad_samples: 0.005 allows (0)" in str(raised.value)
+    assert "raise stages.stage.max_bad_samples" in str(raised.value)
     assert [r["key"] for r in log_of(tmp_path) if r.get("event") == "bad_sample"] == ["row17"]
 
 
