@@ -40,6 +40,10 @@ def _classes(value: Any) -> Any:
         phrases[str(label)] = [str(phrase) for phrase in several]
     if len(phrases) < 2:
         raise ValueError("there is one class; expected 2 or more")
+    known: dict[frozenset[str], str] = {}
+    for label, texts in phrases.items():
+        if (other := known.setdefault(frozenset(texts), label)) != label:
+            raise ValueError(f"labels '{other}' and '{label}' have the same phrases; nothing tells them apart")
     return phrases
 
 

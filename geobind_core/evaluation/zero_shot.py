@@ -14,6 +14,7 @@ from geobind_core.config.evaluate import ZeroShotConfig
 from geobind_core.errors import DataError
 from geobind_core.evaluation import bootstrap
 from geobind_core.evaluation.held_out import Embedder, some_rows
+from geobind_core.evaluation.retrieve import Found, retrieve
 from geobind_core.space.space import Space
 
 
@@ -43,16 +44,15 @@ def classify(
             place=f"evaluate.zero_shot.{name}",
         )
     readable, embeddings = embedder.embed(task.modality, rows)
-    classes = class_embeddings(embedder.space, task)
-    scores = (embeddings.double() @ classes.double().T).float()
-    order = scores.argsort(dim=1, descending=True, stable=True).numpy()
+    right = labels[readable]
+    found = retrieve(embeddings, class_embeddings(embedder.space, task), own=torch.from_numpy(right))
     return {
         "data": embedder.data.name,
         "modality": task.modality,
         "text": task.text,
         "label": task.label,
         "rows": len(readable),
-        **_figures(order, labels[readable], list(task.classes), embedder.config.bootstrap, seed),
+        **_figures(found, right, list(task.classes), embedder.config.bootstrap, seed),
     }
 
 
@@ -65,24 +65,22 @@ def class_embeddings(space: Space, task: ZeroShotConfig) -> torch.Tensor:
     return torch.stack(found)
 
 
-def _figures(
-    order: npt.NDArray[np.int64], right: npt.NDArray[np.int64], classes: list[str], times: int, seed: int
-) -> dict[str, Any]:
-    """Returns figures of the classes in their order for each row `[N, C]`, and the right one `[N]`."""
-    count, hits = len(right), order == right[:, None]
+def _figures(found: Found, right: npt.NDArray[np.int64], classes: list[str], times: int, seed: int) -> dict[str, Any]:
+    """Returns figures of what was found among the classes for each row, and of the right one `[N]`."""
+    count = len(right)
     ks = (1, 5) if len(classes) > 5 else (1,)
-    accuracy = {k: int(hits[:, :k].sum()) for k in ks}
+    accuracy = {k: int((found.ranks <= k).sum()) for k in ks}
     confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(confusion, (right, order[:, 0]), 1)
+    np.add.at(confusion, (right, found.nearest.numpy()), 1)
     rows = confusion.sum(axis=1)
     recalls = {label: int(confusion[i, i]) / int(rows[i]) if rows[i] else None for i, label in enumerate(classes)}
     present = [recall for recall in recalls.values() if recall is not None]
     rng = np.random.default_rng(seed)
     intervals: Mapping[str, Any] = {
-        f"accuracy@{k}": bootstrap.of_share(found, count, times, rng) for k, found in accuracy.items() if times
+        f"accuracy@{k}": bootstrap.of_share(hits, count, times, rng) for k, hits in accuracy.items() if times
     }
     return {
-        **{f"accuracy@{k}": found / count for k, found in accuracy.items()},
+        **{f"accuracy@{k}": hits / count for k, hits in accuracy.items()},
         "mean_per_class_recall": sum(present) / len(present),
         **{f"chance_accuracy@{k}": k / len(classes) for k in ks},
         "largest_class": int(rows.max()) / count,

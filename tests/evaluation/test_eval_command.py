@@ -148,6 +148,18 @@ def test_classification_is_by_the_mean_of_all_texts(world: World, run: Path) -> 
     assert found["intervals"].keys() == {"accuracy@1", "accuracy@5"}
 
 
+def test_classes_that_tie_with_the_right_one_come_before_it(run: Path, geobind: Geobind) -> None:
+    """CLIP's tokens have no capitals, so that these classes are all the same: nothing is recognised."""
+    classes = "{red: red, green: Red, blue: rEd, yellow: reD, purple: RED, grey: REd}"
+    task = "evaluate.zero_shot.colours"
+    done = geobind("eval", str(run), "--data", "world", "--json", "--set", f"{task}.classes={classes}",
+                   "--set", f"{task}.templates=['{{}}']")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["zero_shot"]["colours"]
+    assert (found["accuracy@1"], found["accuracy@5"], found["mean_per_class_recall"]) == (0, 0, 0)
+    assert np.trace(np.array(found["confusion"])) == 0
+
+
 def test_eval_measures_again_with_other_settings(run: Path, geobind: Geobind, tmp_path: Path) -> None:
     before = metrics_of(run)
     done = geobind("eval", str(run), "--json")
@@ -293,6 +305,10 @@ REFUSED = {
         "column 'label' has 'blue', 'grey', 'purple', 'yellow', which no class has. Available: green, red.",
     ),
     "one class": (("--set", "evaluate.zero_shot.colours.classes=[red]"), "there is one class; expected 2 or more"),
+    "classes that are alike": (
+        ("--set", "evaluate.zero_shot.colours.classes={red: [warm, sun], blue: cold, rot: [sun, warm]}"),
+        "labels 'red' and 'rot' have the same phrases; nothing tells them apart",
+    ),
     "class without a phrase": (("--set", "evaluate.zero_shot.colours.classes={red: , b: c}"), "'red' has no phrase"),
     "template without a place": (
         ("--set", "evaluate.zero_shot.colours.templates=[a picture]"),
