@@ -67,7 +67,10 @@ class CosineWarmRestarts(StrictModel):
 
 
 class CosineWarmup(StrictModel):
-    """Linear from 0 to `lr` over `warmup` units, then cosine to `min_lr` at the end of the stage."""
+    """Linear up to `lr` over `warmup` units, then cosine to `min_lr` at the end of the stage.
+
+    With a warm-up of w steps, step i of them (from 1) has i / (w + 1) of `lr`, and the step after it all of it.
+    """
 
     name: Literal["cosine_warmup"]
     warmup: float = Field(0, ge=0, description="Length of the rise, in `unit`.")

@@ -120,6 +120,7 @@ class _Stage:
                     prepared.updates.step()
                     samples += len(agreed.rows)
                     samples_in_window += len(agreed.rows)
+                rate = prepared.updates.lr  # what this step used, before the schedule goes on to the next
                 prepared.updates.pass_time()
                 self.state.step = batch["step"] + 1
                 if share is not None and (self.state.step % _LOG_EVERY == 0 or self.state.step == total):
@@ -129,7 +130,7 @@ class _Stage:
                     last = {
                         "loss": float(loss),
                         **{k: float(v) for k, v in logs.items()},
-                        "lr": prepared.updates.lr,
+                        "lr": rate,
                         "samples_per_second": samples_in_window / max(now - window, 1e-9),
                     }
                     self._write_down(last, batch["epoch"])

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch import nn
 
-from geobind_core.config.models import AlignConfig
+from geobind_core.config.models import AlignConfig, CosineWarmup
 from geobind_core.data.loading import BatchRequest, Column, Shard, TrainingBatches, batches, plan_workers
 from geobind_core.data.paired import PairedData, Rows
 from geobind_core.data.samples import BadSample, SampleReader
@@ -149,6 +149,7 @@ def prepare(
     embed_dim = context.encoders[config.train[0]].embed_dim
     losses = EdgeLosses(edges, data, embed_dim, processes).to(device)
     total = sampler.steps_per_epoch * config.epochs
+    _check_warmup(config, context, sampler.steps_per_epoch, total)
     updates = Updates(accelerator, config, model, losses, steps_per_epoch=sampler.steps_per_epoch, total_steps=total)
     loader = batches(readers, sampler, workers=workers, pin_memory=device.type == "cuda", columns=columns)
     random_room = -(-max((random[m] for m in config.train if m in random), default=0) // processes.count)
@@ -220,6 +221,19 @@ def _check_batches(config: AlignConfig, context: StageContext, size: int, rows: 
                 f"{place}: '{name}' has batch normalisation, which sees {seen} rows at a time and not {size}; "
                 "micro_batch_size and the number of processes change its result a little, unless batch_norm: frozen"
             )
+
+
+def _check_warmup(config: AlignConfig, context: StageContext, steps_per_epoch: int, total_steps: int) -> None:
+    """Warns of a learning rate that never gets where it should."""
+    if not isinstance(config.scheduler, CosineWarmup):
+        return
+    warmup = config.scheduler.warmup * (steps_per_epoch if config.scheduler.unit == "epoch" else 1)
+    if warmup > total_steps:
+        reached = config.optimizer.lr * total_steps / (warmup + 1)
+        context.reporter.warn(
+            f"stage {config.name}: the warm-up takes {warmup:g} steps and the stage has {total_steps}; the learning "
+            f"rate rises to {reached:.2g} and not to {config.optimizer.lr:g}. Lower scheduler.warmup, or train longer."
+        )
 
 
 def _lay_out(model: nn.Module, layout: torch.memory_format) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import runpy
 import shutil
@@ -223,7 +224,8 @@ def test_the_papers_stages(places: PairedData, clip_folder: Path, clap_folder: P
     for record in records:
         assert set(record) == {"step", "epoch", "loss", "logit_scale", "lr", "samples_per_second"}
         assert record["epoch"] == (record["step"] - 1) // 2
-    assert records[2]["lr"] == pytest.approx(2e-3), "step 30 is the start of a cycle"
+    last = 2e-3 * (1 + math.cos(math.pi * 29 / 30)) / 2
+    assert records[2]["lr"] == pytest.approx(last), "step 30 is the last of a cycle, and this is the rate that it used"
     assert content_hash(encoders["ground_image"]) == before["ground_image"]
     assert content_hash(encoders["satellite"]) != before["satellite"]
     satellite = content_hash(encoders["satellite"])
@@ -599,6 +601,20 @@ def test_a_finite_loss_with_an_infinite_gradient_is_found_before_it_is_stored(tm
     config = align("satellite", epochs=1, batch_size=40)  # a single step: its loss is fine
     with pytest.raises(TrainingError, match=r"not finite after step 1"):
         run_stage(tmp_path, config, numbers(), encoders)
+
+
+@pytest.mark.parametrize(("warmup", "unit", "steps"), [(26, "step", 26), (6, "epoch", 30)])
+def test_a_warmup_longer_than_the_stage_is_said(tmp_path: Path, warmup: int, unit: str, steps: int) -> None:
+    data, encoders, reporter = numbers(40), small("satellite", "ground"), Quiet()
+    schedule = {"name": "cosine_warmup", "warmup": warmup, "unit": unit}
+    run_stage(tmp_path, align("satellite", scheduler=schedule), data, encoders, reporter=reporter)
+    (said,) = (text for text in reporter.warnings if "warm-up" in text)
+    assert f"the warm-up takes {steps} steps and the stage has 25" in said
+    assert steps_of(tmp_path)[-1]["lr"] == pytest.approx(5e-3 * 25 / (steps + 1))
+    assert f"rises to {steps_of(tmp_path)[-1]['lr']:.2g} and not to 0.005" in said
+    run_stage(tmp_path / "whole", align("satellite", scheduler={**schedule, "warmup": 25, "unit": "step"}), data,
+              encoders, reporter=(quiet := Quiet()))  # fmt: skip
+    assert not quiet.warnings
 
 
 def test_bad_samples_are_counted_named_and_skipped(tmp_path: Path) -> None:
