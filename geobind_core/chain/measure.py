@@ -85,7 +85,7 @@ def measure(
     if not pairs and not measured.zero_shot:
         raise DataError("no data set has two modalities of the space; there is nothing to measure.")
     unsaid = [] if leaks is not None else [str(e) for e, _ in find_leaks(chain, datasets, measured.evaluations)]
-    unsaid += _changed_since(chain, run)
+    unsaid += [*_changed_since(chain, run), *_unfinished(chain, run)]
     for warning in unsaid:
         reporter.warn(warning)
     warnings = [*(leaks or ()), *unsaid]
@@ -272,6 +272,15 @@ def _changed_since(chain: Chain, run: RunFolder) -> Iterator[str]:
                 f"data.{name} has changed since stage {', '.join(stages)} trained on it. Rows that are held out now "
                 "may have been trained on."
             )
+
+
+def _unfinished(chain: Chain, run: RunFolder) -> Iterator[str]:
+    """Yields which stages are not done, if any: what they would bind is not in the space."""
+    names = [stage.config.name for stage in chain.stages]
+    missing = [name for name in names if _stage_summary(run, name).get("status") != "done"]
+    if missing:
+        listed = ", ".join(f"'{name}'" for name in missing)
+        yield f"the chain is not finished; measured without stage {listed}. The same `geobind run` goes on."
 
 
 def _content(chain: Chain, name: str) -> str | None:

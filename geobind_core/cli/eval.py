@@ -51,7 +51,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a space. On the chain's own data it writes metrics.json and report.html anew."""
+    from geobind_core.chain.run_folder import RunFolder
     from geobind_core.files import write_json
+    from geobind_core.progress import Reporter
     from geobind_core.report.printed import metrics_table
 
     if split is not None and split not in _PARTS:
@@ -62,6 +64,9 @@ def evaluate(
     if out is not None:
         write_json(out, metrics)
     print_json(metrics) if as_json else print_table(metrics_table(metrics))
+    if data is None:
+        folder = RunFolder(run_folder)
+        Reporter().say(f"metrics: {folder.metrics}\nreport: {folder.report}")
 
 
 def _measured(

@@ -145,21 +145,28 @@ def _verdict(pairs: Sequence[Pair]) -> list[str]:
     shown = shown_recall(pairs)
     plain = [pair for pair in pairs if not pair.is_composed and shown in pair.figures]
     emergent = [pair for pair in plain if pair.is_emergent]
-    among = sorted(emergent or plain, key=lambda pair: -pair.figures[shown])
+    among = sorted(emergent or plain, key=lambda pair: _above_chance(pair, shown), reverse=True)
     if not among:
         return []
     what = "emergent pair, of modalities that were never trained together," if emergent else "pair"
     best, worst = among[0], among[-1]
     within = shown.removeprefix("recall@")
+    chances = [f"{pair.figures[name]:.1%}" if (name := f"chance_{shown}") in pair.figures else "" for pair in among]
     first = (
         f"The best {what} is {best.query} to {best.gallery}: the right answer is among the first {within} of "
         f"{best.figures['gallery']:,} in {best.figures[shown]:.1%} of the queries"
-        + (f", by chance in {best.figures[f'chance_{shown}']:.1%}" if f"chance_{shown}" in best.figures else "")
+        + (f", by chance in {chances[0]}" if chances[0] else "")
         + "."
     )
     if worst is best:
         return [first]
-    return [f"{first} The weakest is {worst.query} to {worst.gallery} with {worst.figures[shown]:.1%}."]
+    last = f"The weakest is {worst.query} to {worst.gallery} with {worst.figures[shown]:.1%}"
+    return [f"{first} {last}{f', by chance {chances[-1]}' if chances[-1] != chances[0] else ''}."]
+
+
+def _above_chance(pair: Pair, figure: str) -> float:
+    """Returns how many times as high as chance a figure is; with labels, chance is higher for some pairs."""
+    return float(pair.figures[figure] / (pair.figures.get(f"chance_{figure}") or 1.0))
 
 
 def _tiles(

@@ -177,8 +177,8 @@ def _facts(settings: Mapping[str, Any], summary: Mapping[str, Any], record: Mapp
     if data := _data(settings.get("data")):
         facts.append(("data", f"{data}, {summary['rows']:,} rows" if "rows" in summary else data))
     for pair in settings.get("pairs") or ():
-        loss = pair.get("loss") or {}
-        facts.append((" and ".join(pair.get("modalities", ())), _loss(loss, pair.get("weight", 1.0))))
+        modalities = pair.get("modalities", ())
+        facts.append((" and ".join(modalities), _loss(pair, modalities, record.get("trains") or ())))
     if "steps" in summary:
         batch = f" of {settings['batch_size']:,} rows" if "batch_size" in settings else ""
         facts.append(("length", f"{summary['steps']:,} steps{batch}, {summary.get('epochs', 0):,} epochs"))
@@ -196,10 +196,21 @@ def _facts(settings: Mapping[str, Any], summary: Mapping[str, Any], record: Mapp
     return facts
 
 
-def _loss(loss: Mapping[str, Any], weight: float) -> str:
-    direction = str(loss.get("direction", "")).replace("_", " ")
-    text = ", ".join(filter(None, [str(loss.get("name", "")), direction]))
+def _loss(pair: Mapping[str, Any], modalities: Sequence[str], trains: Sequence[str]) -> str:
+    loss, weight = pair.get("loss") or {}, pair.get("weight", 1.0)
+    text = ", ".join(filter(None, [str(loss.get("name", "")), _direction(loss, modalities, trains)]))
     return f"{text}, weight {weight:g}" if weight != 1.0 else text
+
+
+def _direction(loss: Mapping[str, Any], modalities: Sequence[str], trains: Sequence[str]) -> str:
+    """Returns which modality asks which. The record knows first and second, whatever the chain file says."""
+    direction = str(loss.get("direction", ""))
+    if direction not in ("first_to_second", "second_to_first") or len(modalities) != 2:
+        return direction.replace("_", " ")
+    asking, asked = modalities if direction == "first_to_second" else reversed(modalities)
+    both_trained = (asking in trains) == (asked in trains)
+    role = "" if both_trained else f" ({'train to anchor' if asking in trains else 'anchor to train'})"
+    return f"{asking} to {asked}{role}"
 
 
 def moment(text: str) -> str:

@@ -188,9 +188,14 @@ def test_data_that_changed_since_training_is_named(world: World, geobind: Geobin
     table.write_text(text)
     document["data"]["world"] |= {"path": str(table), "root": str(world.folder)}
     (tmp_path / "chain.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    assert geobind("run", "chain.yaml", "--out", "run", "--until", "first").returncode == 0
+    half = geobind("eval", "run")
+    assert half.returncode == 0, half.stderr
+    assert half.stderr.count("the chain is not finished; measured without stage 'second'.") == 1
     assert geobind("run", "chain.yaml", "--out", "run").returncode == 0
     same = geobind("eval", "run")
     assert same.returncode == 0
+    assert same.stderr.endswith("metrics: run/metrics.json\nreport: run/report.html\n")
     assert "has changed" not in same.stdout + same.stderr
     assert "warnings" not in metrics_of(tmp_path / "run")
 

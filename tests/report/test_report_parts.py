@@ -235,6 +235,45 @@ class TestWithLess:
         assert len(classes(parsed, "article", "stage")) == 2
         assert "Its record says: not run." in " ".join("".join(parsed.text).split())
 
+    def test_best_and_weakest_are_those_that_chance_explains_least_and_most(self, run: Run, tmp_path: Path) -> None:
+        def pair(recall: float, chance: float) -> dict[str, Any]:
+            return {
+                "recall@10": recall,
+                "chance_recall@10": chance,
+                "gallery": 100,
+                "emergent": True,
+                "trained_in": None,
+            }
+
+        pairs = {
+            "text_to_audio": pair(0.6, 0.3),  # many captions are the same
+            "audio_to_ground_image": pair(0.5, 0.1),
+            "audio_to_satellite": pair(0.4, 0.1),
+        }
+        parsed = self.page(run, tmp_path, {"format": 1, "gallery": 100, "pairs": pairs})
+        text = " ".join("".join(parsed.text).split())
+        assert "is audio to ground_image: the right answer is among the first 10 of 100 in 50.0% of the" in text
+        assert "The weakest is text to audio with 60.0%, by chance 30.0%." in text
+
+    @pytest.mark.parametrize(
+        ("direction", "modalities", "shown"),
+        [
+            ("first_to_second", ["satellite", "photo"], "satellite to photo (train to anchor)"),
+            ("second_to_first", ["photo", "satellite"], "satellite to photo (train to anchor)"),
+            ("second_to_first", ["satellite", "photo"], "photo to satellite (anchor to train)"),
+            ("first_to_second", ["satellite", "sound"], "satellite to sound"),
+            ("both", ["satellite", "photo"], "both"),
+        ],
+    )
+    def test_a_direction_is_told_by_the_modalities(
+        self, tmp_path: Path, direction: str, modalities: list[str], shown: str
+    ) -> None:
+        """Which is first is in no chain file that names anchors."""
+        pair = {"modalities": modalities, "loss": {"name": "infonce", "direction": direction}}
+        record = {"trains": ["satellite", "sound"], "anchors": ["photo"], "inputs": {"stage": {"pairs": [pair]}}}
+        (tmp_path / "stage.json").write_text(json.dumps(record))
+        assert stage_view(1, "s", tmp_path).facts == ((" and ".join(modalities), f"infonce, {shown}"),)
+
     def test_many_bad_samples_are_counted_and_the_first_are_named(self, tmp_path: Path) -> None:
         lines = [
             {"event": "bad_sample", "step": i, "key": f"<k{i % 60}>", "modality": "m", "reason": "cut off"}
