@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_TO_TELL = 1.0
 
 
 class Task:
@@ -20,9 +22,11 @@ class Task:
         self._title = title
         self._unit = unit
         self._total = total
-        self._first = self._done = done
+        self._done = done
         self._figures = ""
-        self._started = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
+        # The first items take what happens once besides, such as imports. As rich's, the rate begins after them.
+        self._begun: tuple[float, int] | None = None
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
@@ -41,6 +45,8 @@ class Task:
 
     def update(self, done: int, total: int | None = None, figures: str = "") -> None:
         """Says how much is done by now, and the figures to show beside it."""
+        if self._begun is None and done > self._done:
+            self._begun = time.monotonic(), done
         self._done, self._figures = done, figures or self._figures
         self._total = total or self._total
         if self._bar is not None:
@@ -55,11 +61,16 @@ class Task:
         self.update(self._done + count)
 
     def _print_line(self) -> None:
-        elapsed = time.monotonic() - self._started
-        rate = (self._done - self._first) / elapsed if elapsed > 0 else 0.0
-        left = duration((self._total - self._done) / rate) if rate > 0 else "?"
-        parts = [f"{self._title}  {self._done}/{self._total} {self._unit}", self._figures, f"{left} left"]
+        parts = [f"{self._title}  {self._done}/{self._total} {self._unit}", self._figures, self._left()]
         self._console.print("  ".join(p for p in parts if p), highlight=False, markup=False, soft_wrap=True)
+
+    def _left(self) -> str:
+        """Returns how long the rest will take; nothing while too little has been seen to tell."""
+        since, first = self._begun or (math.inf, 0)
+        elapsed, done = time.monotonic() - since, self._done - first
+        if done <= 0 or elapsed < _SECONDS_TO_TELL:
+            return ""
+        return f"{duration((self._total - self._done) * elapsed / done)} left"
 
     def close(self) -> None:
         """Takes the bar off the terminal."""
