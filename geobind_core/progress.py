@@ -114,6 +114,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
+def counted(number: int, what: str) -> str:
+    """Returns a number of things, such as 1 row or 1,200 rows."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def readable_size(size: float) -> str:
     """Returns bytes as people write them, such as 1.5 GiB."""
     units = ("B", "KiB", "MiB", "GiB", "TiB")

@@ -28,7 +28,7 @@ from geobind_core.chain.weights import (
 from geobind_core.errors import RunFolderError
 from geobind_core.files import read_json, write_json
 from geobind_core.plugins.stage_kind import StageContext
-from geobind_core.progress import Reporter, duration
+from geobind_core.progress import Reporter, counted, duration
 from geobind_core.training import checkpoint
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _bad(summary: dict[str, Any]) -> str:
     if not bad:
         return ""
     return (
-        f"; {len(bad)} unreadable samples skipped, named in log.jsonl: "
+        f"; {counted(len(bad), 'unreadable sample')} skipped, named in log.jsonl: "
         + ", ".join(bad[:3])
         + (", …" if len(bad) > 3 else "")
     )

@@ -209,7 +209,7 @@ def _open(
     if data_set is None and len(chain.sources) == 1:
         (data_set,) = chain.sources
     if data_set is None or data_set not in chain.sources:
-        found = "" if data_set is None else f"no data set '{data_set}'. "
-        raise ConfigError(f"{found}{suggest(data_set or '', chain.sources)}", place="--data")
+        found = "say which data set." if data_set is None else f"no data set '{data_set}'."
+        raise ConfigError(f"{found} {suggest(data_set or '', chain.sources)}", place="--data")
     modalities = {name: known.modality for name, known in chain.modalities.items()}
     return open_source(data_set, chain.sources[data_set], modalities.get, reporter)

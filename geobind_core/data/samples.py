@@ -145,6 +145,8 @@ class SampleReader:
 
 def describe(error: BaseException) -> str:
     """Returns an error in one line."""
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"no such file: {error.filename}"
     message = getattr(error, "message", None) or str(error)
     text = " ".join(str(message).split())
     return text if isinstance(error, DataError) else f"{type(error).__name__}: {text}"

@@ -197,8 +197,9 @@ def _modality(name: str, plugins: PluginManager) -> Modality[Any]:
     try:
         modality: Modality[Any] = cls(cls.Config())
     except ValidationError as error:
+        missing = " ".join(problem.message for problem in from_pydantic(error, cls.Config, ()))
         raise ConfigError(
-            f"'{name}' has settings without which it does not work.",
+            f"'{name}' has settings without which it does not work: {missing}",
             place=f"--field {name}",
             hint="Write them into a chain, and look at the chain's data set.",
         ) from error

@@ -16,7 +16,7 @@ from rich.text import Text
 from geobind_core.data_tools.inspect import FieldReport, Inspection, Problems, Range
 from geobind_core.data_tools.pack import REPORT, Packed, report_of
 from geobind_core.data_tools.split import Division
-from geobind_core.progress import readable_size
+from geobind_core.progress import counted, readable_size
 
 
 def as_json(inspection: Inspection) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def findings(inspection: Inspection) -> Iterator[str]:
         if report.broken.found:
             yield f"{name}: {_share(report.broken, 'cells cannot be read')}"
         if report.missing is not None and report.duplicates.repeated:
-            yield f"{name}: {report.duplicates.repeated} rows name a file that another row names as well"
+            yield f"{name}: {_rows(report.duplicates.repeated, 'names', 'name')} a file that another row names as well"
         if report.duplicates.redundant:
             groups = "; ".join(" = ".join(group) for group in report.duplicates.identical)
             yield (
@@ -41,9 +41,9 @@ def findings(inspection: Inspection) -> Iterator[str]:
                 f"{report.duplicates.redundant} repeat the content of another: {groups}"
             )
     if inspection.extent is not None and inspection.extent.without:
-        yield f"{inspection.extent.without} rows have no usable coordinates"
+        yield f"{_rows(inspection.extent.without, 'has', 'have')} no usable coordinates"
     if inspection.splits["none"]:
-        yield f"{inspection.splits['none']} rows are in no split, and never used"
+        yield f"{_rows(inspection.splits['none'], 'is', 'are')} in no split, and never used"
 
 
 def unusable(inspection: Inspection) -> list[str]:
@@ -87,6 +87,10 @@ def as_table(inspection: Inspection) -> Group:
     return Group(Text(lines[0]), table, *map(Text, lines[1:]), *found)
 
 
+def _rows(count: int, of_one: str, of_several: str) -> str:
+    return f"{counted(count, 'row')} {of_one if count == 1 else of_several}"
+
+
 def _share(problems: Problems, what: str) -> str:
     return f"{problems.found} of {problems.checked} {what}, such as {'; '.join(problems.examples)}"
 
@@ -128,12 +132,12 @@ def packed_as_json(packed: Packed, folder: Path) -> dict[str, Any]:
 def packed_as_text(packed: Packed, folder: Path) -> str:
     """Returns what was packed, and what to write into a chain."""
     size = readable_size(sum(shard.size for shard in packed.shards))
-    shards = f"{len(packed.shards):,} {'shard' if len(packed.shards) == 1 else 'shards'}"
-    lines = [f"packed {packed.samples:,} of {packed.rows:,} rows into {shards}, {size}, in {folder}"]
+    shards = counted(len(packed.shards), "shard")
+    lines = [f"packed {packed.samples:,} of {counted(packed.rows, 'row')} into {shards}, {size}, in {folder}"]
     if packed.skipped:
         first = packed.skipped[0]
         field = f" ({first.field})" if first.field else ""
-        lines.append(f"! {len(packed.skipped):,} rows skipped, such as {first.key}{field}: {first.reason}")
+        lines.append(f"! {counted(len(packed.skipped), 'row')} skipped, such as {first.key}{field}: {first.reason}")
         lines.append(f"  all of them: {folder / REPORT}")
     if packed.unused:
         lines.append(f"! columns of files that no modality reads are left out: {', '.join(packed.unused)}")

@@ -118,6 +118,8 @@ class TestFound:
         found = inspected(geobind, "world/places.parquet")
         assert found["extent"] == {"west": west, "south": 1, "east": east, "north": 3, "without": 2}
         assert found["findings"] == ["2 rows have no usable coordinates"]
+        pyarrow.parquet.write_table(table[:4], own_world.folder / "places.parquet")
+        assert inspected(geobind, "world/places.parquet")["findings"] == ["1 row has no usable coordinates"]
 
     def test_a_folder_with_one_table(self, geobind: Any, own_world: Any) -> None:
         assert inspected(geobind, "world") == {**inspected(geobind, "world/table.csv"), "data": "world"}
@@ -178,7 +180,8 @@ class TestRefused:
             (("world/table.csv", "--data", "world"), ("--data", "is no chain")),
             (("world/table.csv", "--check", "0"), ("--check", "expected a number")),
             (("world/table.csv", "--sheet", "x.jpg"), ("--sheet", ".png")),
-            (("chain.yaml",), ("--data", "other, world")),
+            (("chain.yaml",), ("--data: say which data set. Available: other, world.",)),
+            (("world/table.csv", "--field", "environment=label"), ("does not work: 'variables' is required",)),
             (("chain.yaml", "--data", "word"), ("no data set 'word'", "'world'?")),
             (("chain.yaml", "--field", "satellite=x"), ("--field", "a chain says itself")),
             (("chain.yaml", "--data", "other"), ("other.csv", "no such table")),

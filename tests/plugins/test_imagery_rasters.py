@@ -246,6 +246,17 @@ def test_of_a_scene_with_overviews_full_size_is_not_touched(
         satellite(architecture, image_size=1000).read(path)
 
 
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_of_a_file_that_was_cut_off_gdals_own_reason_is_given(
+    architecture: dict[str, Any], tmp_path: Path, as_bytes: bool
+) -> None:
+    path = write(tmp_path / "whole.tif", scene(300, 300), compress="deflate")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"damaged or not complete: .*Read error.*; got \d+ bytes, expected \d+$"):
+        satellite(architecture).read(path.read_bytes() if as_bytes else path)
+
+
 def test_of_a_long_scene_only_the_middle_is_decoded(architecture: dict[str, Any], tmp_path: Path) -> None:
     path = write(tmp_path / "strip.tif", scene(256, 256 * 9), **TILES)
     modality = satellite(architecture)

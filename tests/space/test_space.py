@@ -251,7 +251,7 @@ def test_nothing_and_the_wrong_thing(space: Space, world: Any, tmp_path: Path) -
     with pytest.raises(DataError, match=r"text, item 1: .*blank"):
         space.embed("text", ["waves", "  "])
     gone = tmp_path / "gone.jpg"
-    with pytest.raises(DataError, match=r"satellite, item 0: .*FileNotFoundError.*gone.jpg"):
+    with pytest.raises(DataError, match=r"satellite, item 0: .*no such file: .*gone.jpg"):
         space.embed("satellite", [gone])
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     good = [world.folder / world.rows[1]["satellite"]] * 5

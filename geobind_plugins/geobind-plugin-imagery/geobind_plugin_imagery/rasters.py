@@ -114,7 +114,14 @@ def _opened(source: Path | bytes, driver: str, **options: Any) -> Iterator[Any]:
     except DataError:
         raise
     except (RasterioError, ValueError, MemoryError, OSError) as error:
-        raise DataError(f"the image is damaged or not complete: {' '.join(str(error).split())}") from error
+        raise DataError(f"the image is damaged or not complete: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Returns what GDAL said first; what rasterio raises of it may say no more than that there is a reason."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())
 
 
 def _overview(dataset: Any, band: int, reduction: int) -> int | None:
