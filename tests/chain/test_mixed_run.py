@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from geobind_core.chain.builtin import plugin_manager
 from geobind_core.chain.execute import run_chain
@@ -59,12 +61,13 @@ def plan(folder: Path, *assignments: str) -> tuple[str, str]:
 
 def test_a_stage_on_two_data_sets(folder: Path) -> None:
     (folder / "images" / "satellite_3.jpg").write_bytes(b"")
-    metrics = run_chain(
-        loaded(folder, "stages.one.max_bad_samples=0.2"), RunFolder(folder / "run"), Reporter(quiet=True)
-    )
+    console = Console(file=io.StringIO(), width=200)
+    metrics = run_chain(loaded(folder, "stages.one.max_bad_samples=0.2"), RunFolder(folder / "run"), Reporter(console))
+    assert isinstance(console.file, io.StringIO)
     stage = json.loads((folder / "run/stages/01-one/stage.json").read_text())
     assert set(stage["inputs"]["data"]) == {"north", "south"}
     assert any(bad.startswith("south/003 (satellite)") for bad in stage["summary"]["bad_samples"])
+    assert "; 1 unreadable sample skipped, named in log.jsonl: south/003" in console.file.getvalue()
     assert metrics is not None
     assert metrics["pairs"]["satellite_to_ground_image"]["data"] == "north", "the first of them"
 
