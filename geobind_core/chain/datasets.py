@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import pyarrow as pa
 
@@ -12,8 +13,9 @@ from geobind_core.config.models import StageConfig
 from geobind_core.config.problems import suggest
 from geobind_core.data.mixed import MixedData
 from geobind_core.data.paired import PairedData, with_gaps
+from geobind_core.data.samples import BadSample, SampleReader, probe_rows
 from geobind_core.data.splits import Split
-from geobind_core.errors import DataError
+from geobind_core.errors import DataError, GeoBindError, raise_all
 from geobind_core.progress import Reporter, Task
 
 
@@ -77,6 +79,32 @@ class DataSets:
                 place=f"data.{name}.split",
                 hint="Look at `split`, and at the columns that `fields` names for empty cells.",
             )
+
+    def require_readable(self, name: str, split: Split, modalities: Sequence[str]) -> None:
+        """Makes sure that a split has rows that can be read, by trying a few of those with all of these modalities.
+
+        Nothing is tried where a large file would have to be fetched for it.
+
+        Raises:
+            DataError, CombinedError: None of the rows that were tried has a modality that can be read.
+        """
+        errors: list[GeoBindError] = []
+        data = self.open(name)
+        rows = probe_rows(data, data.rows(split, modalities)) if data.blocks is None else []
+        for modality in modalities:
+            reader = SampleReader(data, modality, self.chain.modalities[modality].modality, train=False, seed=0)
+            bad = list(takewhile(lambda sample: isinstance(sample, BadSample), map(reader.read, rows)))
+            if bad and len(bad) == len(rows):
+                columns = ", ".join(data.fields[modality])
+                errors.append(
+                    DataError(
+                        f"'{modality}' can be read in none of {len(rows)} rows that were tried; the first is "
+                        f"{bad[0].key}: {bad[0].reason}",
+                        place=f"data.{name}.fields.{modality}",
+                        hint=f"Compare what is in {columns} with the settings under modalities.{modality}.",
+                    )
+                )
+        raise_all(errors)
 
 
 @dataclass

@@ -12,16 +12,14 @@ from torch import nn
 
 from geobind_core.chain.datasets import DataSets
 from geobind_core.chain.model import Chain
-from geobind_core.data.samples import BadSample, SampleReader
+from geobind_core.data.samples import BadSample, SampleReader, probe_rows
 from geobind_core.data.splits import Split
-from geobind_core.errors import ConfigError, GeoBindError, WeightsError, raise_all
+from geobind_core.errors import ConfigError, DataError, GeoBindError, WeightsError, raise_all
 from geobind_core.files import read_json
 from geobind_core.space.encoder import SpaceEncoder, content_hash, raw_dimension
 from geobind_core.space.lineage import ModalityRecord
 from geobind_core.space.space import CONFIG, load_encoder, modality_from, save_encoder
 from geobind_core.training.seeds import derived_seed
-
-_PROBES = 8
 
 
 @dataclass
@@ -180,6 +178,13 @@ class Encoders:
                 place=f"modalities.{name}",
                 hint="Map it to a column under data.<name>.fields, or give its encoder an `embed_dim` attribute.",
             )
+        if isinstance(example, BadSample):
+            raise DataError(
+                f"the dimension of '{name}' cannot be measured: none of the rows that were tried can be read; "
+                f"the first is {example.key}: {example.reason}",
+                place=f"modalities.{name}",
+                hint="Mend the data or the settings, or give its encoder an `embed_dim` attribute.",
+            )
         try:
             return raw_dimension(network, modality.collate([example]))
         except Exception as error:
@@ -189,15 +194,18 @@ class Encoders:
             ) from error
 
     def _example(self, name: str, modality: Any) -> Any:
+        """Returns a sample; a `BadSample`, the first, where a few rows have no other; None where there are no rows."""
         splits: tuple[Split, ...] = ("train", "test", "validation")
+        first_bad: BadSample | None = None
         for data_name in self.chain.sources:
             data = self.datasets.open(data_name)
             if name not in data.fields:
                 continue
             reader = SampleReader(data, name, modality, train=False, seed=0)
             for split in splits:
-                for row in data.rows(split, [name])[:_PROBES].tolist():
+                for row in probe_rows(data, data.rows(split, [name])):
                     sample = reader.finish(reader.read(row), row, 0)
                     if not isinstance(sample, BadSample):
                         return sample
-        return None
+                    first_bad = first_bad or sample
+        return first_bad

@@ -139,7 +139,11 @@ def _check_data(chain: Chain, datasets: DataSets, pending: Sequence[StagePlan], 
     """
     for plan in pending:
         for name in plan.stage.config.data_sets:
-            datasets.require_rows(name, "train", [*plan.stage.trains(), *plan.stage.uses()])
+            modalities = [*plan.stage.trains(), *plan.stage.uses()]
+            datasets.require_rows(name, "train", modalities)
+            # Where most rows may be bad, a few bad ones say nothing.
+            if getattr(plan.stage.config, "max_bad_samples", 0.0) < 0.5:
+                datasets.require_readable(name, "train", modalities)
     return require_measurable(chain, datasets, bound)
 
 

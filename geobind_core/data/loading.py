@@ -17,7 +17,7 @@ from geobind_core.config.models import LoaderConfig
 from geobind_core.data.ahead import FetchedAhead
 from geobind_core.data.order import Order, epoch_order
 from geobind_core.data.paired import Rows
-from geobind_core.data.samples import BadSample, SampleReader, is_decoded_later, size_in_memory
+from geobind_core.data.samples import BadSample, SampleReader, is_decoded_later, probe_rows, size_in_memory
 from geobind_core.data.workers import BatchLoader, start_worker
 
 _PREFETCH = 4
@@ -276,6 +276,4 @@ def plan_workers(
 
 
 def _typical_size(reader: SampleReader, rows: Rows) -> float:
-    # From here and there, unless a large file would have to be fetched for each.
-    probes = rows[:: max(1, len(rows) // 8) if reader.data.blocks is None else 1][:8].tolist()
-    return max((size_in_memory(reader.read(row)) for row in probes), default=0)
+    return max((size_in_memory(reader.read(row)) for row in probe_rows(reader.data, rows)), default=0)

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from geobind_core.data.paired import PairedData
+from geobind_core.data.paired import PairedData, Rows
 from geobind_core.errors import DataError
 from geobind_core.plugins.modality import Modality
 
 _LISTED = 10
+_PROBES = 8
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,13 @@ class SampleReader:
     def _generator(text: str) -> np.random.Generator:
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
         return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+
+def probe_rows(data: PairedData, rows: Rows) -> list[int]:
+    """Returns a few of these rows: from here and there, unless a large file would have to be fetched for each."""
+    step = max(1, len(rows) // _PROBES) if data.blocks is None else 1
+    probes: list[int] = rows[::step][:_PROBES].tolist()
+    return probes
 
 
 def describe(error: BaseException) -> str:

@@ -1,0 +1,52 @@
+"""A plugin that loads well and then does wrong while a chain runs: whose fault it is, and what was expected."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Done = subprocess.CompletedProcess[str]
+Refused = Callable[..., str]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def refused(add: Any, moor: Path, geobind: Callable[..., Done]) -> Refused:
+    """Runs the chain with lines of its plugin replaced, and returns why it was refused: in words, no traceback."""
+
+    def run(changes: dict[str, str], *arguments: str, code: int = 2) -> str:
+        path = add.folder / "geobind_plugin_heath.py"
+        source = path.read_text()
+        for old, new in changes.items():
+            assert old in source
+            source = source.replace(old, new)
+        path.write_text(source)
+        done = geobind("run", "chain.yaml", *arguments)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return " ".join(done.stderr.split("error: ", 1)[1].split())
+
+    return run
+
+
+class TestReading:
+    def test_a_sample_that_cannot_be_transformed_is_named_where_it_was_to_be_measured(self, refused: Refused) -> None:
+        said = refused({"np.float32(sample)": "np.float32(sample).reshape(3)"})
+        assert "modalities.heather: the dimension of 'heather' cannot be measured: none of the rows" in said
+        assert ": ValueError: cannot reshape array of size 2 into shape (3,)" in said
+
+    def test_nothing_is_trained_when_a_modality_cannot_be_read(self, refused: Refused, moor: Path) -> None:
+        (moor / "moor.csv").write_text((moor / "moor.csv").read_text().replace("key,x", "key,z"))
+        said = refused(
+            {"return nn.Linear(2, 8)": "return nn.Linear(2, 8)\n\n    def read(self, cell):\n        return cell[2]"},
+            "--set=data.moor.fields={heather: [z, y], gorse: [y, z, z]}",
+            "--out=out",
+        )
+        assert "data.moor.fields.heather: 'heather' can be read in none of 8 rows that were tried; the first" in said
+        assert "IndexError: tuple index out of range" in said
+        assert "Compare what is in z, y with the settings under modalities.heather." in said
+        assert "gorse" not in said
+        assert not (moor / "out/stages").exists()
