@@ -130,7 +130,7 @@ class Encoders:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self.chain.config.seed, "projection", name))
             projected = projection == "linear" or given != wanted
-            return SpaceEncoder(network, given, wanted, projected=projected)
+            return SpaceEncoder(network, given, wanted, projected=projected, name=name)
 
     def _start(self, name: str) -> str | None:
         start: str | None = self.chain.modalities[name].modality.config.init_from

@@ -170,17 +170,13 @@ def embed_parts(
     reader = SampleReader(job.opened.data, job.modality, space.modality(job.modality), train=False, seed=0)
     encoder = space.encoder(job.modality)
 
-    def embed(batch: Any) -> torch.Tensor:
-        embedding: torch.Tensor = encoder(batch).embedding
-        return embedding
-
     batches = [(part, rows) for part in missing for rows in job.batches_of_part(part)]
     if not batches:
         return
     rows = np.concatenate([rows for _, rows in batches])
     requests = [BatchRequest(0, step, rows) for step, (_, rows) in enumerate(batches)]
     count = job.bad_sample_count()
-    embedded = embed_batches(reader, embed, requests, rows, loader=loader or LoaderConfig(), device=device)
+    embedded = embed_batches(reader, encoder, requests, rows, loader=loader or LoaderConfig(), device=device)
     done = len(job.rows) - len(rows)
     with reporter.task(title, len(job.rows), "rows", done=done) as task:
         for part, found in _by_part([part for part, _ in batches], embedded, task.advance):

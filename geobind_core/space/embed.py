@@ -12,7 +12,8 @@ from geobind_core.config.models import LoaderConfig
 from geobind_core.data.loading import Batches, SequentialBatches, batches, plan_workers
 from geobind_core.data.paired import Rows
 from geobind_core.data.samples import BadSample, SampleReader
-from geobind_core.space.encoder import SpaceEncoder
+from geobind_core.plugins.modality import EncoderOutput
+from geobind_core.space.encoder import SpaceEncoder, require_rows
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,12 @@ def embed_rows(
     fields: dict[str, list[torch.Tensor]] = {}
     requests = SequentialBatches(rows, batch_size)
 
-    def embed(batch: Any) -> torch.Tensor:
-        output = encoder(batch)
+    def embed(batch: Any) -> EncoderOutput:
+        output: EncoderOutput = encoder(batch)
         for name in further:
             if (value := getattr(output, name)) is not None:
                 fields.setdefault(name, []).append(value.cpu().clone())
-        embedding: torch.Tensor = output.embedding
-        return embedding
+        return output
 
     for part in embed_batches(reader, embed, requests, rows, loader=loader, device=device):
         bad += part.bad
@@ -94,7 +94,7 @@ def _joined(batches: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def embed_batches(
     reader: SampleReader,
-    embed: Callable[[Any], torch.Tensor],
+    embed: Callable[[Any], EncoderOutput],
     requests: Batches,
     rows: Rows,
     *,
@@ -105,11 +105,14 @@ def embed_batches(
 
     Args:
         reader: Reads the modality.
-        embed: A batch on `device` to `[B, D]`.
+        embed: A batch on `device` to embeddings `[B, D]`.
         requests: The batches.
         rows: All rows that they have, to plan the reading by.
         loader: How to read.
         device: Where the network is.
+
+    Raises:
+        PluginError: The encoder returns another number of rows than it was given.
     """
     workers, _ = plan_workers({reader.name: reader}, rows, loader, device)
     loaded = batches({reader.name: reader}, requests, workers=workers, pin_memory=device.type == "cuda")
@@ -117,7 +120,8 @@ def embed_batches(
         rows_of_batch, embeddings = batch["rows"], torch.empty(0, 0)
         if len(rows_of_batch):
             with torch.inference_mode():
-                embeddings = embed(to_device(batch["inputs"][reader.name], device)).float().cpu()
+                output = embed(to_device(batch["inputs"][reader.name], device))
+                embeddings = require_rows(output, len(rows_of_batch), reader.name).embedding.float().cpu()
             embeddings = embeddings.clone()  # an inference tensor cannot take part in training
         yield EmbeddedRows(rows_of_batch, embeddings, batch["bad"])
 

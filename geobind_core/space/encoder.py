@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from geobind_core.errors import PluginError
 from geobind_core.plugins.modality import EncoderOutput
+
+_HINT = "Mend the plugin; `geobind plugins check` tries its encoder."
 
 
 class SpaceEncoder(nn.Module):
@@ -21,10 +24,12 @@ class SpaceEncoder(nn.Module):
         raw_dim: D of the encoder.
         embed_dim: D of the space.
         projected: Whether to put a linear map without bias between the two.
+        name: The modality, for messages.
     """
 
-    def __init__(self, encoder: nn.Module, raw_dim: int, embed_dim: int, *, projected: bool) -> None:
+    def __init__(self, encoder: nn.Module, raw_dim: int, embed_dim: int, *, projected: bool, name: str = "") -> None:
         super().__init__()
+        self.name = name
         self.encoder = encoder
         self.raw_dim = raw_dim
         self.embed_dim = embed_dim
@@ -38,8 +43,29 @@ class SpaceEncoder(nn.Module):
                 tensor.data = tensor.data.clone()
 
     def forward(self, batch: Any) -> EncoderOutput:
-        """Returns the embeddings `[B, D]`: float32 and of unit norm, also under autocast."""
-        return project(as_output(self.encoder(batch)), self.projection)
+        """Returns the embeddings `[B, D]`: float32 and of unit norm, also under autocast.
+
+        Raises:
+            PluginError: The encoder returns something else than its `[B, raw_dim]`.
+        """
+        return project(self.trunk(batch), self.projection)
+
+    def trunk(self, batch: Any) -> EncoderOutput:
+        """Returns the encoder's own output `[B, raw_dim]`.
+
+        Raises:
+            PluginError: It is something else.
+        """
+        output = as_output(self.encoder(batch))
+        value: Any = output.embedding
+        if not (isinstance(value, torch.Tensor) and value.is_floating_point()) or value.shape[1:] != (self.raw_dim,):
+            found = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise PluginError(
+                f"{_whose(self.name)} returned {found}; expected floating-point numbers [B, {self.raw_dim}], or an "
+                "EncoderOutput with them.",
+                hint=_HINT,
+            )
+        return output
 
     def freeze(self) -> None:
         """Makes it frozen in both senses: evaluation mode and no gradients."""
@@ -66,6 +92,23 @@ def project(output: EncoderOutput, projection: nn.Module | None) -> EncoderOutpu
     # Not below float32, whatever autocast made of it; float64 stays.
     embedding = embedding if embedding.dtype == torch.float64 else embedding.float()
     return replace(output, embedding=nn.functional.normalize(embedding, dim=-1))
+
+
+def require_rows(output: EncoderOutput, samples: int, name: str) -> EncoderOutput:
+    """Returns an output, which must have a row for each sample: what belongs together is known by its place.
+
+    Raises:
+        PluginError: It has more, or fewer.
+    """
+    for field, value in vars(output).items():
+        if value is not None and len(value) != samples:
+            what = "" if field == "embedding" else f" of `{field}`"
+            raise PluginError(f"{_whose(name)} returned {len(value)} rows{what} for {samples} samples.", hint=_HINT)
+    return output
+
+
+def _whose(name: str) -> str:
+    return f"the encoder of '{name}'" if name else "the encoder"
 
 
 def as_output(value: Any) -> EncoderOutput:

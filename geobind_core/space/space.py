@@ -18,7 +18,7 @@ from geobind_core.files import link_or_copy, read_json, recover_folder, replacin
 from geobind_core.plugins.manager import PluginManager
 from geobind_core.plugins.modality import Modality
 from geobind_core.space.embed import to_device
-from geobind_core.space.encoder import SpaceEncoder, state_hash
+from geobind_core.space.encoder import SpaceEncoder, require_rows, state_hash
 from geobind_core.space.exported import EXPORT, ExportRecord, read_back, read_export, readable
 from geobind_core.space.lineage import FORMAT, ModalityRecord, SpaceRecord
 
@@ -145,16 +145,14 @@ class Space:
             raise TypeError("items must be a list of items; put a single one into a list")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
-        reader, encoder = self.modality(modality), self.encoder(modality)
-        listed = list(items)
+        reader, encoder, listed = self.modality(modality), self.encoder(modality), list(items)
         parts = []
         with torch.inference_mode():
             for start in range(0, len(listed), batch_size):
-                samples = [
-                    _sample(reader, item, f"{modality}, item {number}")
-                    for number, item in enumerate(listed[start : start + batch_size], start)
-                ]
-                parts.append(encoder(to_device(reader.collate(samples), self._device)).embedding)
+                numbered = enumerate(listed[start : start + batch_size], start)
+                samples = [_sample(reader, item, f"{modality}, item {number}") for number, item in numbered]
+                output = encoder(to_device(reader.collate(samples), self._device))
+                parts.append(require_rows(output, len(samples), modality).embedding)
         if not parts:
             return torch.empty(0, self.embed_dim, device=self._device)
         return torch.cat(parts).clone()  # a clone is a normal tensor, usable in autograd
@@ -238,7 +236,8 @@ def load_encoder(modality: Modality[Any], record: ModalityRecord, embed_dim: int
 def _fitted(
     modality: Modality[Any], record: ModalityRecord, embed_dim: int, weights: Mapping[str, torch.Tensor], place: str
 ) -> SpaceEncoder:
-    encoder = SpaceEncoder(modality.build_encoder(), record.raw_dim, embed_dim, projected=record.projected)
+    network, projected = modality.build_encoder(), record.projected
+    encoder = SpaceEncoder(network, record.raw_dim, embed_dim, projected=projected, name=modality.name)
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from accelerate import Accelerator
 
 from geobind_core.config.models import AlignConfig
@@ -26,7 +25,7 @@ from geobind_core.data.loading import BatchRequest
 from geobind_core.data.paired import Rows
 from geobind_core.data.samples import BadSample, SampleReader
 from geobind_core.errors import RunFolderError
-from geobind_core.plugins.modality import Modality
+from geobind_core.plugins.modality import EncoderOutput, Modality
 from geobind_core.plugins.stage_kind import StageContext
 from geobind_core.space.embed import embed_batches
 from geobind_core.space.encoder import content_hash
@@ -187,9 +186,9 @@ class _Filling:
         """Embeds and stores; yields how many rows are done."""
         device, pending, waiting, since = self.accelerator.device, [], 0, time.monotonic()
 
-        def embed(batch: Any) -> torch.Tensor:
+        def embed(batch: Any) -> EncoderOutput:
             with self.accelerator.autocast():
-                return self.part.embed(self.encoder, batch).embedding
+                return self.part.embed(self.encoder, batch)
 
         rows = np.concatenate([np.empty(0, dtype=np.int64), *(request.rows for request in requests)])
         loaded = embed_batches(self.reader, embed, requests, rows, loader=self.context.run.loader, device=device)

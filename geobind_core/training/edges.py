@@ -12,6 +12,7 @@ from torch import nn
 from geobind_core.data.paired import PairedData
 from geobind_core.plugins.loss import ExtraItems, LocalPair, Loss, LossOutput
 from geobind_core.plugins.modality import EncoderOutput
+from geobind_core.space.encoder import require_rows
 from geobind_core.training.processes import Processes
 from geobind_core.training.queue import NegativeQueue
 
@@ -103,6 +104,9 @@ class EdgeLosses(nn.Module):
             outputs: Modality -> embeddings `[B, D]` of this process's rows, and after them those of
                 its random negatives.
             batch: The rows of all processes.
+
+        Raises:
+            PluginError: An encoder returned another number of rows.
         """
         own, extra = self._split(outputs, batch)
         everything = {name: self.processes.gather(output, batch.sizes) for name, output in own.items()}
@@ -148,8 +152,9 @@ class EdgeLosses(nn.Module):
         self, outputs: Mapping[str, EncoderOutput], batch: BatchRows
     ) -> tuple[dict[str, EncoderOutput], dict[str, ExtraItems]]:
         """Parts the rows of the batch from the random negatives, and puts those of all processes together."""
-        own, extra = dict(outputs), {}
         size = batch.sizes[self.processes.index]
+        own = {name: require_rows(o, size + len(batch.random.get(name, ())), name) for name, o in outputs.items()}
+        extra = {}
         for name, rows in batch.random.items():
             output = outputs[name]
             own[name] = replace(output, **{k: v[:size] for k, v in vars(output).items() if v is not None})

@@ -15,7 +15,7 @@ from geobind_core.config.models import AlignConfig
 from geobind_core.errors import ConfigError, TrainingError
 from geobind_core.plugins.modality import EncoderOutput
 from geobind_core.plugins.stage_kind import StageContext
-from geobind_core.space.encoder import SpaceEncoder, as_output, content_hash, project
+from geobind_core.space.encoder import SpaceEncoder, content_hash, project
 from geobind_core.training.edges import Edge, needed_fields
 from geobind_core.training.step import join, slices_of
 
@@ -44,7 +44,8 @@ class FrozenPart:
 
     def embed(self, encoder: SpaceEncoder, batch: Any) -> EncoderOutput:
         """Returns its output for a batch: unit-norm embeddings, or the trunk's own `[B, raw_dim]`."""
-        return as_output(self.network(encoder)(batch))
+        output: EncoderOutput = encoder.trunk(batch) if self.is_trunk else encoder(batch)
+        return output
 
 
 class TrunkHead(nn.Module):

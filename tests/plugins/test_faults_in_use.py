@@ -1,11 +1,15 @@
 """A plugin that loads well and then does wrong while a chain runs: whose fault it is, and what was expected."""
 
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from geobind_core import Space
+from geobind_core.errors import PluginError
 
 Done = subprocess.CompletedProcess[str]
 Refused = Callable[..., str]
@@ -50,3 +54,49 @@ class TestReading:
         assert "Compare what is in z, y with the settings under modalities.heather." in said
         assert "gorse" not in said
         assert not (moor / "out/stages").exists()
+
+
+NETWORK = """
+        class Network(nn.Linear):
+            embed_dim = 8
+            def forward(self, batch):
+                return self.spoil(super().forward(batch))
+            def spoil(self, output):
+                return {}
+        return Network(2, 8)
+"""
+
+
+def network(result: str) -> dict[str, str]:
+    """Lets both encoders return something else than their `output`."""
+    return {"return nn.Linear(2, 8)": NETWORK.strip().replace("{}", result)}
+
+
+class TestEncoders:
+    @pytest.mark.parametrize("result", ["output[::2]", "output.repeat(2, 1)", "output.mean(0, keepdim=True)"])
+    def test_other_rows_than_samples_are_never_taken_for_pairs(self, refused: Refused, result: str) -> None:
+        said = refused(network(result))
+        rows = {"output[::2]": 4, "output.repeat(2, 1)": 16}.get(result, 1)
+        assert said.startswith(f"the encoder of 'heather' returned {rows} rows for 8 samples. Mend the plugin;")
+
+    def test_not_in_slices_either(self, refused: Refused) -> None:
+        said = refused(network("output[::2]"), "--set=stages.moor.micro_batch_size=4")
+        assert said.startswith("the encoder of 'heather' returned 4 rows for 8 samples.")
+
+    def test_nor_of_what_is_measured_and_used(self, refused: Refused, moor: Path) -> None:
+        said = refused(network("output if self.training else output[1:]"), "--out=out")
+        assert re.match(r"the encoder of 'heather' returned (\d+) rows for (?!\1)\d+ samples\.", said)
+        with pytest.raises(PluginError, match="the encoder of 'heather' returned 1 rows for 2 samples"):
+            Space.load(moor / "out").embed("heather", [[1, 2], [3, 4]])
+
+    @pytest.mark.parametrize(
+        ("result", "found"),
+        [
+            ("output.long()", "torch.int64 [8, 8]"),
+            ("output[:, :5]", "torch.float32 [8, 5]"),
+            ("(output, output)", "tuple"),
+        ],
+    )
+    def test_what_is_no_embedding(self, refused: Refused, result: str, found: str) -> None:
+        said = refused(network(result))
+        assert said.startswith(f"the encoder of 'heather' returned {found}; expected floating-point numbers [B, 8], or")
