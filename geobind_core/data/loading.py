@@ -17,8 +17,9 @@ from geobind_core.config.models import LoaderConfig
 from geobind_core.data.ahead import FetchedAhead
 from geobind_core.data.order import Order, epoch_order
 from geobind_core.data.paired import Rows
-from geobind_core.data.samples import BadSample, SampleReader, is_decoded_later, probe_rows, size_in_memory
+from geobind_core.data.samples import BadSample, SampleReader, describe, is_decoded_later, probe_rows, size_in_memory
 from geobind_core.data.workers import BatchLoader, start_worker
+from geobind_core.errors import PluginError
 
 _PREFETCH = 4
 _MIB = 2**20
@@ -147,8 +148,11 @@ class SequentialBatches(Sampler[BatchRequest]):
 Batches = Sampler[BatchRequest] | Sequence[BatchRequest]
 
 
-class _BatchDataset(Dataset[dict[str, Any]]):
-    """Reads a whole batch at a time; rows with anything unreadable are left out of all modalities."""
+class _BatchDataset(Dataset[Any]):
+    """Reads a whole batch at a time; rows with anything unreadable are left out of all modalities.
+
+    An error is returned, for what a worker raises comes with its traceback in place of its message.
+    """
 
     def __init__(self, readers: Mapping[str, SampleReader], columns: Mapping[str, Column], threads: int) -> None:
         self.readers = dict(readers)
@@ -159,7 +163,7 @@ class _BatchDataset(Dataset[dict[str, Any]]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None}
 
-    def __getitem__(self, request: BatchRequest) -> dict[str, Any]:
+    def __getitem__(self, request: BatchRequest) -> dict[str, Any] | PluginError:
         columns = {name: self._samples(reader, request) for name, reader in self.readers.items()}
         bad = [s for column in columns.values() for s in column if isinstance(s, BadSample)]
         keep = [
@@ -178,7 +182,12 @@ class _BatchDataset(Dataset[dict[str, Any]]):
                 random[name] = random[name][good]
                 samples += [more[i] for i in good]
             if samples:
-                inputs[name] = reader.modality.collate(samples)
+                try:
+                    inputs[name] = reader.modality.collate(samples)
+                except MemoryError:
+                    raise
+                except Exception as error:  # which may be any: what it does is the plugin's own
+                    return _cannot_collate(reader, len(samples), error)
         for name, column in self.columns.items():
             wanted = np.concatenate([rows, random[name]]) if name in random else rows
             inputs[name] = torch.from_numpy(column.of(wanted, request.epoch))
@@ -218,6 +227,15 @@ class _BatchDataset(Dataset[dict[str, Any]]):
             reader.keep(row, decoded)
             samples.append(sample if is_decoded_later(decoded) else reader.finish(decoded, row, epoch))
         return samples
+
+
+def _cannot_collate(reader: SampleReader, count: int, error: Exception) -> PluginError:
+    trained = "; transform(train=True) made them" if reader.train else ""
+    return PluginError(
+        f"{count} samples of '{reader.name}' cannot be made into a batch{trained}: {describe(error)}",
+        hint=f"Samples of different sizes have to be made equal, in `transform` or in `collate` of "
+        f"'{reader.modality.name}'; `geobind plugins check {reader.modality.name}` tries it.",
+    )
 
 
 def batches(

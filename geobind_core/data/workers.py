@@ -13,10 +13,14 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from geobind_core.data.ahead import FetchedAhead
+from geobind_core.errors import GeoBindError
 
 
 class BatchLoader(DataLoader[dict[str, Any]]):
-    """Says that a worker has died where a batch is missed. torch throws it into whatever is just being done."""
+    """Says that a worker has died where a batch is missed. torch throws it into whatever is just being done.
+
+    A batch that is an error is raised.
+    """
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         watched = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
@@ -35,6 +39,8 @@ class BatchLoader(DataLoader[dict[str, Any]]):
                     if str(error).startswith("Caught "):  # in a worker, which is well
                         raise
                     raise RuntimeError("DataLoader worker died while it handed over a batch") from error
+                if isinstance(batch, GeoBindError):
+                    raise batch
                 if ahead is not None:
                     ahead.is_delivered()
                 yield batch

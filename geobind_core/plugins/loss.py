@@ -50,11 +50,12 @@ class LossOutput:
 
     Attributes:
         value: Scalar, with a gradient.
-        logs: Further numbers for the log, by name, detached.
+        logs: Further figures for the log, by name: numbers, or detached scalars. Under a name that the stage has itself
+            (`step`, `epoch`, `loss`, `lr`, `samples_per_second`, `event`) they are called `<loss>_<name>`.
     """
 
     value: torch.Tensor
-    logs: dict[str, torch.Tensor] = field(default_factory=dict)
+    logs: Mapping[str, torch.Tensor | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

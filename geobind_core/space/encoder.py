@@ -59,10 +59,9 @@ class SpaceEncoder(nn.Module):
         output = as_output(self.encoder(batch))
         value: Any = output.embedding
         if not (isinstance(value, torch.Tensor) and value.is_floating_point()) or value.shape[1:] != (self.raw_dim,):
-            found = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
             raise PluginError(
-                f"{_whose(self.name)} returned {found}; expected floating-point numbers [B, {self.raw_dim}], or an "
-                "EncoderOutput with them.",
+                f"{_whose(self.name)} returned {kind_of(value)}; expected floating-point numbers "
+                f"[B, {self.raw_dim}], or an EncoderOutput with them.",
                 hint=_HINT,
             )
         return output
@@ -105,6 +104,11 @@ def require_rows(output: EncoderOutput, samples: int, name: str) -> EncoderOutpu
             what = "" if field == "embedding" else f" of `{field}`"
             raise PluginError(f"{_whose(name)} returned {len(value)} rows{what} for {samples} samples.", hint=_HINT)
     return output
+
+
+def kind_of(value: Any) -> str:
+    """Returns what kind of thing something is, such as `torch.float32 [8, 512]` or `list`, for messages."""
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _whose(name: str) -> str:

@@ -28,6 +28,8 @@ def _value(subject: LossSubject) -> None:
         with_labels = "with labels" if labelled else "without labels"
         require(torch.isfinite(found.value), f"{with_labels} the value is {found.value.item()}")
         for name, log in found.logs.items():
+            if isinstance(log, int | float):
+                continue
             require(not log.requires_grad, f"logs['{name}'] is not detached, and would keep the graph of every step")
             require(log.numel() == 1, f"logs['{name}'] has shape {tuple(log.shape)}; expected a number")
 

@@ -93,12 +93,14 @@ class ModalitySubject(PluginSubject):
 
     def batch(self) -> Any:
         """Returns a batch of all samples."""
-        batch, rows = self.modality.collate(self.needed_samples), set[int]()
+        return self.collated(self.needed_samples)
+
+    def collated(self, samples: Sequence[Any]) -> Any:
+        """Returns a batch of samples, which has as many rows."""
+        batch, rows = self.modality.collate(samples), set[int]()
         map_tensors(batch, lambda tensor: rows.add(len(tensor) if tensor.ndim else 0))
         counted = " and ".join(map(str, sorted(rows))) or "no"
-        require(
-            rows == {len(self.needed_samples)}, f"{len(self.needed_samples)} samples make tensors of {counted} rows"
-        )
+        require(rows == {len(samples)}, f"{len(samples)} samples make tensors of {counted} rows")
         return batch
 
     @cached_property

@@ -82,6 +82,11 @@ def _picklable(subject: ModalitySubject) -> None:
 
 def _collate(subject: ModalitySubject) -> None:
     subject.batch()
+    trained = [transformed(subject.modality, decoded, train=True) for decoded in subject.needed_decoded]
+    try:
+        subject.collated(trained)
+    except Exception as error:
+        raise CheckError(f"train=True: {type(error).__name__}: {error}") from error
     network, together = subject.needed_output
     for number, sample in enumerate(subject.needed_samples):
         alone = embedding(network, subject.modality.collate([sample]))

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from geobind_core.data.paired import PairedData
-from geobind_core.plugins.loss import ExtraItems, LocalPair, Loss, LossOutput
+from geobind_core.plugins.loss import ExtraItems, LocalPair, Loss
 from geobind_core.plugins.modality import EncoderOutput
 from geobind_core.space.encoder import require_rows
+from geobind_core.training.loss_output import checked
 from geobind_core.training.processes import Processes
 from geobind_core.training.queue import NegativeQueue
 
@@ -106,7 +107,7 @@ class EdgeLosses(nn.Module):
             batch: The rows of all processes.
 
         Raises:
-            PluginError: An encoder returned another number of rows.
+            PluginError: An encoder returned another number of rows, or a loss something else than a loss.
         """
         own, extra = self._split(outputs, batch)
         everything = {name: self.processes.gather(output, batch.sizes) for name, output in own.items()}
@@ -128,25 +129,26 @@ class EdgeLosses(nn.Module):
                 extra_first=self._extra(i, edge.first, extra),
                 extra_second=self._extra(i, edge.second, extra),
             )
-            result = self._share(self.losses[i], pair)
+            value, logged = self._share(self.losses[i], pair, edge.loss.name)
             for name, queue in self._queues(i):
                 queue.push(everything[name].embedding, rows, pair.labels)
-            total = result.value * weight if total is None else total + result.value * weight
-            for name, value in result.logs.items():
-                shared.setdefault(name, []).append(value)
+            total = value * weight if total is None else total + value * weight
+            for name, log in logged.items():
+                shared.setdefault(name, []).append(log)
                 if len(self.edges) > 1:
-                    logs[f"{name}/{edge.first}_{edge.second}"] = value
+                    logs[f"{name}/{edge.first}_{edge.second}"] = log
         assert total is not None  # a stage has at least one edge
         return total, {name: torch.stack(values).mean() for name, values in shared.items()} | logs
 
-    def _share(self, loss: nn.Module, pair: LocalPair) -> LossOutput:
+    def _share(self, loss: nn.Module, pair: LocalPair, name: str) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        trains = pair.first.embedding.requires_grad or pair.second.embedding.requires_grad
         forward_local = getattr(loss, "forward_local", None)
         if callable(forward_local):
-            result: LossOutput = forward_local(pair)
-            return result
+            return checked(forward_local(pair), name, trains=trains)
         # A loss that knows of one process only is computed whole by each, and each has an equal share in it.
-        result = loss(pair.all_first, pair.all_second, same_label(pair.labels))
-        return replace(result, value=result.value / self.processes.count)
+        found = loss(pair.all_first, pair.all_second, same_label(pair.labels))
+        value, logs = checked(found, name, trains=trains)
+        return value / self.processes.count, logs
 
     def _split(
         self, outputs: Mapping[str, EncoderOutput], batch: BatchRows

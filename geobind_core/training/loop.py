@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from geobind_core.config.models import AlignConfig
 from geobind_core.data.paired import PairedData
 from geobind_core.data.samples import BadSample, BadSampleCount
-from geobind_core.errors import DataError
+from geobind_core.errors import DataError, GeoBindError
 from geobind_core.plugins.modality import EncoderOutput
 from geobind_core.plugins.stage_kind import StageContext, StageResult
 from geobind_core.space.embed import to_device
@@ -81,6 +81,9 @@ class _Stage:
                 self.context.reporter.say(f"  going on from step {state.step} of {prepared.total_steps}")
             with stop_requests() as stop:
                 summary = self._steps(prepared, stop)
+        except GeoBindError as error:
+            error.place = error.place or self.place
+            raise
         except Exception as error:  # torch has no class of its own for a worker that died
             translated = failures.translated(error, self.place, state.saved_step)
             if translated is None:

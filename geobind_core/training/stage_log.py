@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ class StageLog:
         write_text(path, "".join(kept))
 
     def append(self, record: dict[str, Any]) -> None:
-        """Adds a line."""
+        """Adds a line. JSON has no word for numbers that are not finite; they are null."""
         path = self.folder / LOG
+        record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 

@@ -1,5 +1,6 @@
 """A plugin that loads well and then does wrong while a chain runs: whose fault it is, and what was expected."""
 
+import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def refused(add: Any, moor: Path, geobind: Callable[..., Done]) -> Refused:
         done = geobind("run", "chain.yaml", *arguments)
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
-        return " ".join(done.stderr.split("error: ", 1)[1].split())
+        return " ".join(done.stderr.partition("error: ")[2].split())
 
     return run
 
@@ -77,11 +78,13 @@ class TestEncoders:
     def test_other_rows_than_samples_are_never_taken_for_pairs(self, refused: Refused, result: str) -> None:
         said = refused(network(result))
         rows = {"output[::2]": 4, "output.repeat(2, 1)": 16}.get(result, 1)
-        assert said.startswith(f"the encoder of 'heather' returned {rows} rows for 8 samples. Mend the plugin;")
+        assert said.startswith(
+            f"stage moor: the encoder of 'heather' returned {rows} rows for 8 samples. Mend the plugin;"
+        )
 
     def test_not_in_slices_either(self, refused: Refused) -> None:
         said = refused(network("output[::2]"), "--set=stages.moor.micro_batch_size=4")
-        assert said.startswith("the encoder of 'heather' returned 4 rows for 8 samples.")
+        assert said.startswith("stage moor: the encoder of 'heather' returned 4 rows for 8 samples.")
 
     def test_nor_of_what_is_measured_and_used(self, refused: Refused, moor: Path) -> None:
         said = refused(network("output if self.training else output[1:]"), "--out=out")
@@ -99,4 +102,75 @@ class TestEncoders:
     )
     def test_what_is_no_embedding(self, refused: Refused, result: str, found: str) -> None:
         said = refused(network(result))
-        assert said.startswith(f"the encoder of 'heather' returned {found}; expected floating-point numbers [B, 8], or")
+        assert said.startswith(
+            f"stage moor: the encoder of 'heather' returned {found}; expected floating-point numbers [B, 8], or"
+        )
+
+
+class TestBatches:
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_samples_that_only_differ_in_size_in_training(self, refused: Refused, workers: int) -> None:
+        ragged = {"return np.float32(sample)": "return np.repeat(np.float32(sample), 1 + train * rng.integers(2))"}
+        said = refused(ragged, f"--set=loader.workers={workers}")
+        assert said.startswith("stage moor: 8 samples of 'heather' cannot be made into a batch; transform(train=True)")
+        assert " made them: RuntimeError: " in said  # in words that differ with the number of workers
+        assert "`geobind plugins check heather` tries it." in said
+
+
+LOSS = """
+from geobind_core import Loss, LossOutput
+
+class Slope(Loss):
+    name = "slope"
+
+    def build(self):
+        from torch import nn
+
+        class Module(nn.Module):
+            def forward(self, first, second, same_label=None):
+                rows = (first.embedding - second.embedding).square().sum(dim=1)
+                return {}
+
+        return Module()
+
+@hookimpl
+def geobind_register_losses():
+    return [Slope]
+"""
+
+
+def loss(result: str) -> dict[str, str]:
+    """Gives the plugin a loss that returns this of `rows`, its `[B]` values."""
+    return {"return [Heather, Gorse]": "return [Heather, Gorse]\n" + LOSS.replace("{}", result)}
+
+
+class TestLosses:
+    SLOPE = "--set=stages.moor.loss.name=slope"
+
+    @pytest.mark.parametrize(
+        ("result", "wrong"),
+        [
+            ("rows.mean()", "torch.float32 []; expected a LossOutput."),
+            ("LossOutput(rows)", "a `value` that is torch.float32 [8]; expected a scalar tensor of floating-point"),
+            ("LossOutput(float(rows.detach().sum()))", "a `value` that is float; expected a scalar tensor"),
+            ("LossOutput(rows.mean().detach())", "a `value` without a gradient; expected one that depends on the"),
+            ("LossOutput(rows.mean(), rows)", "`logs` that are torch.float32 [8]; expected a dictionary"),
+            ("LossOutput(rows.mean(), {'all': rows})", "logs['all'] that is torch.float32 [8]; expected a scalar"),
+            ("LossOutput(rows.mean(), {'all': 'fine'})", "logs['all'] that is str; expected a scalar"),
+            ("LossOutput(rows.mean(), {7: rows.sum()})", "logs with the name 7; expected a text"),
+        ],
+    )
+    def test_what_is_no_loss(self, refused: Refused, result: str, wrong: str) -> None:
+        said = refused(loss(result), self.SLOPE)
+        assert said.startswith(f"stage moor: the loss 'slope' returned {wrong}")
+        assert said.endswith("Mend the plugin; `geobind plugins check slope` tries it.")
+
+    def test_what_it_logs_leaves_the_lines_of_the_stage_as_they_are(self, refused: Refused, moor: Path) -> None:
+        logs = "{'loss': 7.0, 'step': rows.sum(), 'event': True, 'odd': float('inf'), 'rows': rows.new_tensor([8])}"
+        assert refused(loss(f"LossOutput(rows.mean(), {logs})"), self.SLOPE, "--out=out", code=0) == ""
+        lines = (moor / "out/stages/01-moor/log.jsonl").read_text().splitlines()
+        last = json.loads(lines[-1], parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        assert (last["step"], last["odd"], last["rows"]) == (6, None, 8.0)
+        assert (last["slope_loss"], last["slope_event"]) == (7.0, 1.0)
+        assert 0 < last["loss"] < 4
+        assert last["slope_step"] == pytest.approx(8 * last["loss"])

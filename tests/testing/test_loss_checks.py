@@ -66,7 +66,8 @@ class WholeOnly(Pull):
             similarity = first.embedding @ second.embedding.T
             own = torch.eye(len(similarity), dtype=torch.bool)
             wrong = ~own if same_label is None else ~(own | same_label)
-            return LossOutput((similarity * wrong).sum() / wrong.sum() - similarity.diag().mean())
+            value = (similarity * wrong).sum() / wrong.sum() - similarity.diag().mean()
+            return LossOutput(value, {"rows": float(len(similarity))})
 
 
 class UsesTokens(WholeOnly):

@@ -201,6 +201,16 @@ class DropsRows(Series):
         return super().collate(samples[: max(1, len(samples) - 1)])
 
 
+class EqualInEvaluationOnly(Series):
+    """Crops to one size, but for training, and cannot put the others together."""
+
+    def transform(self, sample: Any, *, train: bool, rng: np.random.Generator) -> Any:
+        return super().transform(sample, train=train, rng=rng) if train else sample[:2]
+
+    def collate(self, samples: Any) -> Any:
+        return super().collate(torch.stack([torch.from_numpy(s) for s in samples]).numpy())
+
+
 class TakesAnything(Series):
     def read(self, cell: Any) -> Any:
         return super().read(cell if isinstance(cell, list) else [0.0])
@@ -277,6 +287,7 @@ FURTHER = [
     (LostStatistics, {"state", "rebuild_config"}, "embeds otherwise"),
     (NoGradients, {"gradients"}, "has no gradient"),
     (DropsRows, {"collate"}, "3 samples make tensors of 2 rows"),
+    (EqualInEvaluationOnly, {"collate"}, "train=True: RuntimeError: stack expects each tensor to be equal size"),
     (TakesAnything, {"unreadable"}, "was taken for a sample"),
     (RaisesAnything, {"unreadable"}, "raises StopIteration"),
     (DrawsOnce, {"draw"}, "same with another seed"),
