@@ -17,7 +17,7 @@ from geobind_core.plugins.registry import COMMAND, REGISTER_HOOKS, Provided
 from geobind_core.plugins.source import Source
 from geobind_core.plugins.stage_kind import StageKind
 
-_BASES: dict[str, type] = {
+_BASES: dict[str, Any] = {
     "modality": Modality,
     "loss": Loss,
     "source": Source,
@@ -35,7 +35,7 @@ def provided_by(plugin: Any, record: PluginRecord) -> list[Provided]:
     its own plugin.
 
     Raises:
-        PluginError: It is written for another API, a hook is misspelled, or returned something else.
+        PluginError: It is written for another API, has no hooks, a hook is misspelled, or returned something else.
     """
     _check_api(plugin, record)
     _check_hooks(plugin)
@@ -71,8 +71,10 @@ def _check_api(plugin: Any, record: PluginRecord) -> None:
 def _check_hooks(plugin: Any) -> None:
     """Finds hooks that are misspelled or not marked, which pluggy would ignore without a word."""
     known = [name for name in dir(hooks) if name.startswith(f"{hooks.PROJECT}_")]
+    marked = False
     for attribute in dir(plugin):
         marks = getattr(getattr(plugin, attribute), f"{hooks.PROJECT}_impl", None)
+        marked = marked or marks is not None
         if marks is not None and attribute not in known:
             near = get_close_matches(attribute, known, 1)
             raise PluginError(f"no hook '{attribute}'" + (f"; did you mean '{near[0]}'?" if near else ""))
@@ -80,6 +82,11 @@ def _check_hooks(plugin: Any) -> None:
             raise PluginError(f"'{attribute}' is not decorated with @hookimpl")
         if marks is not None and (marks["wrapper"] or marks["hookwrapper"]):
             raise PluginError(f"'{attribute}' is a wrapper; hooks are called one at a time, with nothing to wrap")
+    if not marked:
+        found = (
+            f"it is the class {plugin.__name__}" if isinstance(plugin, type) else "it has no function with @hookimpl"
+        )
+        raise PluginError(f"what its entry point names registers nothing: {found}; expected a module with hooks")
 
 
 def _name(kind: str, cls: Any) -> str:
@@ -90,6 +97,9 @@ def _name(kind: str, cls: Any) -> str:
     name = getattr(cls, "name", None)
     if not isinstance(name, str):
         raise PluginError(f"{cls.__name__} has no `name`")
+    config = getattr(cls, "Config", None)
+    if not isinstance(config, type) or not issubclass(config, base.Config):
+        raise PluginError(f"{cls.__name__}.Config is {config!r}; expected a subclass of {base.Config.__name__}")
     return name
 
 

@@ -107,7 +107,8 @@ def failure(record: PluginRecord, error: BaseException) -> str:
         if error.name == package and find_spec(package) is None:
             return (
                 f"its module '{package}' is not there, only its metadata is: what is left of an installation "
-                f"that was moved or removed by hand. Remove it: {_removal(record, point.dist)}"
+                f"that was moved or removed by hand, or the entry point '{point.name} = {point.value}' is misspelled. "
+                f"Mend it, or remove it: {_removal(record, point.dist)}"
             )
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 

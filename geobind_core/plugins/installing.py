@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
 from importlib.util import find_spec
 
 from geobind_core.plugins.names import normalise
 
+_PREFIX = "geobind-plugin-"
 _PUBLISHED: dict[str, dict[str, tuple[str, ...]]] = {
     "geobind-plugin-imagery": {"modality": ("satellite", "ground_image", "text")},
     "geobind-plugin-audio": {"modality": ("audio",)},
@@ -39,6 +42,26 @@ def installer(action: str = "install") -> str:
     return f"uv pip {action} --python {sys.executable}"
 
 
+def provider_of(kind: str, name: str, distribution: str = "") -> str:
+    """Returns the distribution that may provide a name: the one on record, our own, or what would be called after it.
+
+    Args:
+        kind: What it is.
+        name: Its registered name.
+        distribution: Who provided it, where that is on record.
+    """
+    known = distribution or published_by(kind, name)
+    return known or f"{_PREFIX}{name.replace('_', '-').removeprefix(_PREFIX)}"
+
+
+def installed_version(distribution: str) -> str | None:
+    """Returns the version of a distribution, None where it is not installed."""
+    try:
+        return version_of(distribution)
+    except PackageNotFoundError:
+        return None
+
+
 def install_hint(kind: str, name: str, distribution: str = "", *, guess: bool = True) -> str:
     """Returns what to do about a name that no installed plugin provides; nothing if that is not known.
 
@@ -53,4 +76,4 @@ def install_hint(kind: str, name: str, distribution: str = "", *, guess: bool = 
         return f"{known} provides it; install that: {installer()} {known}"
     if not guess:
         return ""
-    return f"If a plugin provides it, install that: {installer()} geobind-plugin-{name.replace('_', '-')}"
+    return f"If a plugin provides it, install that: {installer()} {provider_of(kind, name)}"

@@ -9,8 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, PackageNotFoundError
-from importlib.metadata import version as version_of
+from importlib.metadata import EntryPoint
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +20,7 @@ from geobind_core.errors import PluginError
 from geobind_core.plugins import hooks
 from geobind_core.plugins.checking import provided_by
 from geobind_core.plugins.discovery import PluginRecord, discover, failure, imports_torch, torch_is_imported
-from geobind_core.plugins.installing import install_hint
+from geobind_core.plugins.installing import install_hint, installed_version, provider_of
 from geobind_core.plugins.names import normalise
 from geobind_core.plugins.registry import COMMAND, Provided, Registry
 
@@ -52,7 +51,7 @@ class PluginManager:
         self._tell = warn
         self.registry = Registry()
         self.warnings: list[str] = []
-        version = _core_version()
+        version = installed_version(CORE) or "0"  # of a source tree that was never installed
         for module in builtin:
             self._register(module, PluginRecord(CORE, version, module.__name__))
         for name in commands:
@@ -172,7 +171,7 @@ class PluginManager:
             names = {n for record in self.records for n in record.names}
             near = get_close_matches(name, names, 1)
             raise PluginError(
-                f"no plugin '{name}'. {suggest(name, names)}", hint=install_hint("plugin", name, guess=not near)
+                f"no plugin '{name}'. {suggest(name, names)}", hint=self._remedy("plugin", name, guess=not near)
             )
 
     def _not_found(self, kind: str, readable: str, name: str, distribution: str) -> PluginError:
@@ -183,10 +182,20 @@ class PluginManager:
         broken = [f"{r.who} ({r.error})" for r in self.records if r.status == "broken"]
         hints = [f"Not loaded because broken: {'; '.join(broken)}."] if broken else []
         # After a slip of the keyboard, to install what might be called after it is bad advice.
-        hints.append(install_hint(kind, name, distribution, guess=not near and kind != COMMAND))
+        hints.append(self._remedy(kind, name, distribution, guess=not near and kind != COMMAND))
         return PluginError(
             f"no {readable} '{name}'. {suggest(name, available)}", hint=" ".join(hint for hint in hints if hint)
         )
+
+    def _remedy(self, kind: str, name: str, distribution: str = "", *, guess: bool) -> str:
+        """Returns what to do about a name that nobody provides: not to install what is installed."""
+        announcing = [record.who for record in self.records if record.answers_to(name)]
+        if not announcing:
+            likely = provider_of(kind, name, distribution)
+            if (version := installed_version(likely)) is None:
+                return install_hint(kind, name, distribution, guess=guess)
+            announcing = [f"{likely} {version}"]
+        return f"{announcing[0]} is installed and does not provide it; `geobind plugins` shows what it provides."
 
     def _unusable(self, readable: str, name: str) -> PluginError | None:
         """Returns what is wrong with the plugin whose entry point has this name, if it cannot be used."""
@@ -217,10 +226,3 @@ class PluginManager:
                     implementation.function(**accepted)
             except (Exception, SystemExit) as error:
                 self.warnings.append(f"{implementation.plugin_name}: {hook}: {type(error).__name__}: {error}")
-
-
-def _core_version() -> str:
-    try:
-        return version_of(CORE)
-    except PackageNotFoundError:  # running from a source tree that was never installed
-        return "0"

@@ -72,6 +72,52 @@ class TestApiVersion:
         assert loaded()[1].error.startswith("it is written for version 99 of the plugin API")
 
 
+class TestWhatIsRegistered:
+    @pytest.mark.parametrize(
+        ("hook", "cls", "base"),
+        [
+            ("modalities", "Modality", "ModalityConfig"),
+            ("losses", "Loss", "LossConfig"),
+            ("sources", "Source", "SourceConfig"),
+            ("stage_kinds", "StageKind", "StageConfig"),
+            ("metrics", "Metric", "MetricConfig"),
+        ],
+    )
+    @pytest.mark.parametrize("config", ["pydantic.BaseModel", "dict(width=3)"])
+    def test_settings_are_those_of_the_kind(
+        self, add: Add, geobind: Callable[..., Any], hook: str, cls: str, base: str, config: str
+    ) -> None:
+        source = MOSS.replace("_modalities", f"_{hook}").replace("Modality", cls)
+        add("moss", "import pydantic\n" + source.replace('"moss"\n', f'"moss"\n    Config = {config}\n'))
+        record = loaded()[1]
+        assert record.status == "broken"
+        assert record.error.startswith("Moss.Config is ")
+        assert record.error.endswith(f"; expected a subclass of {base}")
+        if hook == "modalities":
+            assert geobind("schema").returncode == 0
+            assert geobind("validate", "chain.yaml").returncode == 0
+
+    @pytest.mark.parametrize(
+        ("source", "target", "found"),
+        [
+            (
+                MOSS.replace("@hookimpl\n", "").replace("def geobind", "def the"),
+                "",
+                "it has no function with @hookimpl",
+            ),
+            (MOSS, ":Moss", "it is the class Moss"),
+        ],
+    )
+    def test_without_a_hook_there_is_nothing(self, add: Add, source: str, target: str, found: str) -> None:
+        add("moss", source, entry_points={"moss": f"geobind_plugin_moss{target}"})
+        plugins, record = loaded()
+        assert record.error == f"what its entry point names registers nothing: {found}; expected a module with hooks"
+        with pytest.raises(
+            PluginError, match=r"geobind-plugin-moss 1\.0, which cannot be loaded: what its entry point"
+        ):
+            plugins.find("modality", "moss")
+
+
 class TestDeprecation:
     @pytest.fixture
     def told(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -126,13 +172,14 @@ class TestStaleMetadata:
         assert record.status == "broken"
         assert record.error == (
             "its module 'geobind_plugin_moss' is not there, only its metadata is: what is left of an installation that "
-            f"was moved or removed by hand. Remove it: delete {add.info('moss')}"
+            "was moved or removed by hand, or the entry point 'moss = geobind_plugin_moss' is misspelled. Mend it, or "
+            f"remove it: delete {add.info('moss')}"
         )
 
     def test_what_an_installer_can_remove_is_left_to_it(self, add: Any) -> None:
         add("moss", None)
         (add.info("moss") / "RECORD").write_text("geobind_plugin_moss.py,,\n")
-        line = loaded()[1].error.split("Remove it: ")[1]
+        line = loaded()[1].error.split("remove it: ")[1]
         assert sys.executable in line
         assert line.endswith(" geobind-plugin-moss")
         assert " uninstall " in line
@@ -264,6 +311,22 @@ class TestInstallLine:
     def test_who_provided_it_may_be_on_record(self, add: Add) -> None:
         with pytest.raises(PluginError, match=r"green-things provides it; install that: .* green-things$"):
             PluginManager().find("modality", "street_view", "green-things")
+
+    def test_what_is_installed_is_not_to_be_installed(self, add: Add) -> None:
+        add("moss", MOSS, entry_points={"green": "geobind_plugin_moss", "fern": "geobind_plugin_moss"})
+        add("peat", MOSS.replace('"moss"', '"bog"'))
+        said = " is installed and does not provide it; `geobind plugins` shows what it provides."
+        for name, who in {"fern": "geobind-plugin-moss 1.0", "peat": "geobind-plugin-peat 1.0"}.items():
+            with pytest.raises(PluginError) as caught:
+                PluginManager().find("modality", name)
+            assert caught.value.hint == who + said
+        with pytest.raises(PluginError) as caught:
+            PluginManager().find("loss", "peat", "geobind-plugin-peat")
+        assert caught.value.hint == "geobind-plugin-peat 1.0" + said
+
+    def test_a_name_that_is_a_distribution_already(self) -> None:
+        assert installing.install_hint("modality", "geobind-plugin-lab").endswith(" geobind-plugin-lab")
+        assert "geobind-plugin-geobind" not in installing.install_hint("modality", "geobind_plugin_lab")
 
     def test_after_a_slip_of_the_keyboard_nothing_is_to_be_installed(self, add: Add) -> None:
         add("moss", MOSS)
