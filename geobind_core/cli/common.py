@@ -39,10 +39,11 @@ def load_plugins(disabled: list[str] | None) -> PluginManager:
     from geobind_core.chain.builtin import plugin_manager
     from geobind_core.cli.verbs import own_commands
 
-    return plugin_manager(disabled or [], own_commands(), _warn)
+    return plugin_manager(disabled or [], own_commands(), warn)
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
+    """Prints a warning to standard error."""
     if not number_of_process():  # of several processes one speaks
         sys.stderr.write(f"warning: {text}\n")
 

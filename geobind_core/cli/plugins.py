@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from geobind_core.cli.common import AsJson, Disabled, load_plugins, print_json, print_table, say
+from geobind_core.cli.common import AsJson, Disabled, load_plugins, print_json, print_table, say, warn
 from geobind_core.errors import EXIT_INPUT
 
 plugins = typer.Typer(rich_markup_mode=None)
@@ -50,10 +50,19 @@ def plugins_check(
     as_json: AsJson = False,
 ) -> None:
     """Check that a plugin keeps what it promises. Ends with exit code 2 if it does not."""
-    from geobind_core.testing.command import Checked, check_rows, check_table, checks_for, find_targets, parse_settings
+    from geobind_core.testing.command import (
+        Checked,
+        check_rows,
+        check_table,
+        checks_of_all,
+        find_targets,
+        parse_settings,
+    )
 
     given = parse_settings(settings or [])
-    found = [(one, checks_for(one, given, Path.cwd())) for one in find_targets(load_plugins(disable_plugin), name)]
+    found, left_out = checks_of_all(find_targets(load_plugins(disable_plugin), name), given, Path.cwd())
+    for line in left_out:
+        warn(line)
     checked = [Checked(one, check, check.result()) for one, checks in found for check in checks]
     print_json(check_rows(checked)) if as_json else print_table(check_table(checked))
     if any(one.result.status == "failed" for one in checked):

@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from geobind_core.config.document import parse_value
-from geobind_core.config.problems import from_pydantic
-from geobind_core.errors import ConfigError, raise_all
+from geobind_core.config.problems import from_pydantic, suggest
+from geobind_core.errors import ConfigError, GeoBindError, InputError, PluginError, raise_all
 from geobind_core.plugins.manager import PluginManager
 from geobind_core.plugins.names import normalise
-from geobind_core.plugins.registry import Provided
+from geobind_core.plugins.registry import REGISTER_HOOKS, Provided
 from geobind_core.testing.check import Check, CheckResult
 from geobind_core.testing.loss import loss_checks
 from geobind_core.testing.modality import modality_checks
@@ -50,7 +50,15 @@ def find_targets(manager: PluginManager, name: str) -> list[Provided]:
         for record in manager.records
         if normalise(name) in map(normalise, (*record.names, record.distribution)) and record.status == "loaded"
     }
-    provided = [one for owner in sorted(owners) for one in manager.registry.of(owner) if one.kind in KINDS]
+    others = [one for kind in REGISTER_HOOKS for one in manager.registry.get(kind, name)]
+    provided = [one for owner in sorted(owners) for one in manager.registry.of(owner)]
+    if (found := others or provided) and not any(one.kind in KINDS for one in found):
+        listed = ", ".join(f"{one.kind.replace('_', ' ')} '{one.name}'" for one in found)
+        raise PluginError(
+            f"'{name}' stands for {listed}; there are conformance kits for modalities, losses and sources only.",
+            hint="Tests of its own say whether it is right.",
+        )
+    provided = [one for one in provided if one.kind in KINDS]
     # `find` says what is wrong with a name that nothing stands behind, or refuses what is in conflict.
     return [manager.find(one.kind, one.name) for one in provided] or [manager.find("modality", name)]
 
@@ -71,6 +79,44 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise ConfigError("expected KEY=VALUE.", place=f"--set {assignment}")
     return settings
+
+
+def checks_of_all(
+    targets: Sequence[Provided], settings: Mapping[str, Any], base: Path
+) -> tuple[list[tuple[Provided, list[Check]]], list[str]]:
+    """Returns the checks of several registered classes. Each is given those of the settings that it has.
+
+    Args:
+        targets: Modalities, losses, sources.
+        settings: Settings; what is left out has its default.
+        base: Relative paths in the settings of a source start here.
+
+    Returns:
+        The checks, and a line for each class that cannot be made without settings and was given none.
+
+    Raises:
+        ConfigError: None of them has a setting, or one is missing or not valid.
+    """
+    if len(targets) == 1:
+        return [(targets[0], checks_for(targets[0], settings, base))], []
+    known = {key for one in targets for key in one.cls.Config.model_fields}
+    for key in settings:
+        if key not in known:
+            names = ", ".join(f"'{one.name}'" for one in targets)
+            raise ConfigError(f"none of {names} has a setting '{key}'. {suggest(key, known)}", place=f"--set {key}")
+    found: list[tuple[Provided, list[Check]]] = []
+    left_out: dict[str, GeoBindError] = {}
+    for one in targets:
+        own = {key: value for key, value in settings.items() if key in one.cls.Config.model_fields}
+        try:
+            found.append((one, checks_for(one, own, base)))
+        except InputError as error:
+            if own:
+                raise
+            left_out[f"{one.kind} '{one.name}' is not checked: {error}"] = error
+    if not found:
+        raise_all([*left_out.values()])
+    return found, [*left_out]
 
 
 def checks_for(provided: Provided, settings: Mapping[str, Any], base: Path) -> list[Check]:

@@ -117,6 +117,36 @@ def test_the_command_says_what_comes_next(tmp_path: Path, monkeypatch: pytest.Mo
     assert shown["modalities"] == {"sea_ice": {"numbers": 6}}
 
 
+MIXED = """
+from geobind_core import Loss, Metric, Source, SourceConfig
+from geobind_core.training.losses import Sigmoid
+
+class Thaw(Sigmoid):
+    name = "thaw"
+
+class Melt(Metric):
+    name = "melt"
+
+class Floes(Source):
+    name = "floes"
+
+    class Config(SourceConfig):
+        path: str
+
+@hookimpl
+def geobind_register_losses():
+    return [Thaw]
+
+@hookimpl
+def geobind_register_metrics():
+    return [Melt]
+
+@hookimpl
+def geobind_register_sources():
+    return [Floes]
+"""
+
+
 class TestCheck:
     def check(self, *arguments: str) -> tuple[int, str]:
         done = CliRunner().invoke(app, ["plugins", "check", *arguments])
@@ -156,6 +186,31 @@ class TestCheck:
         code, text = self.check("table", "--set", "path=table.csv")
         assert code == 0, text
         assert "fingerprint_is_cheap" in text
+
+    def test_of_a_plugin_of_several_kinds(self, sea_ice: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        module = sea_ice / "geobind_plugin_sea_ice.py"
+        module.write_text(module.read_text() + MIXED)
+        done = CliRunner().invoke(app, ["plugins", "check", "geobind-plugin-sea-ice", "--json", "--set", "numbers=3"])
+        assert {(row["kind"], row["name"]) for row in json.loads(done.stdout)} == {
+            ("modality", "sea_ice"),
+            ("loss", "thaw"),
+        }
+        assert done.stderr.startswith("warning: source 'floes' is not checked: floes.path: ")
+        code, text = self.check("geobind-plugin-sea-ice", "--set", "path=x", "--set", "number=3")
+        assert (code, "none of 'sea_ice', 'thaw', 'floes' has a setting 'number'. " in text) == (1, True)
+
+    @pytest.mark.parametrize(
+        ("name", "what"),
+        [("melt", "metric 'melt'"), ("median_km", "metric 'median_km'"), ("align", "stage kind 'align'")],
+    )
+    def test_of_what_there_is_no_kit_for(self, sea_ice: Path, name: str, what: str) -> None:
+        module = sea_ice / "geobind_plugin_sea_ice.py"
+        module.write_text(module.read_text() + MIXED)
+        code, text = self.check(name)
+        assert code == 1
+        assert (
+            f"'{name}' stands for {what}; there are conformance kits for modalities, losses and sources only." in text
+        )
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
