@@ -165,6 +165,10 @@ COMMANDS = """\
         "Build an index."
         print(f"built {space}")
 
+    @index.command()
+    def burn(space: str) -> None:
+        raise ValueError("no matches")
+
     def odd(what: int | str) -> None:
         pass
 
@@ -207,11 +211,17 @@ class TestPluginCommands:
         assert (done.returncode, done.stdout, done.stderr) == (0, "built here\n", "")
         assert (folder / "fern").exists()
 
+    def test_one_that_raises_is_named_after_its_traceback(self, geobind: Geobind) -> None:
+        done = geobind("index", "burn", "here")
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
+        assert done.stderr.endswith("ValueError: no matches\nin the command 'index' of geobind-plugin-count 0.3\n")
+
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
             (("count", "--help"), ("Count what is in a space.", "--limit")),
-            (("index", "--help"), ("Look for places among millions.", "build  Build an index.")),
+            (("index", "--help"), ("Look for places among millions.", "build  Build an index.", "burn")),
         ],
     )
     def test_their_help(self, geobind: Geobind, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:

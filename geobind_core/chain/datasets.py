@@ -16,6 +16,7 @@ from geobind_core.data.paired import PairedData, with_gaps
 from geobind_core.data.samples import BadSample, SampleReader, probe_rows
 from geobind_core.data.splits import Split
 from geobind_core.errors import DataError, GeoBindError, raise_all
+from geobind_core.plugins.source import observations_of
 from geobind_core.progress import Reporter, Task
 
 
@@ -32,13 +33,14 @@ class DataSets:
 
         Raises:
             DataError: It is missing or unusable.
+            PluginError: Its source returns something else than rows.
         """
         if name not in self._opened:
             source = self.chain.sources[name]
             with self.reporter.task(f"data {name}", 1, "places") as task:
                 source.prepare(_Forward(task))
             gaps = with_gaps({name: found.modality for name, found in self.chain.modalities.items()})
-            self._opened[name] = PairedData(name, source.observations(), source.config, gaps)
+            self._opened[name] = PairedData(name, observations_of(source), source.config, gaps)
             for note in (*source.notes(), *self._opened[name].notes):
                 self.reporter.warn(f"data {name}: {note}")
             # What was needed for reading is more than the table takes, and is kept for the next table.

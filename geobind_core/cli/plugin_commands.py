@@ -33,7 +33,18 @@ def plugin_command(name: str) -> Any:
             f"{type(error).__name__}: {error}"
         ) from error
     assert isinstance(group, TyperGroup)
-    return group.commands[name]
+    command = group.commands[name]
+    invoke = command.invoke
+
+    def invoke_naming_the_plugin(context: Any) -> Any:
+        try:
+            return invoke(context)
+        except Exception as error:
+            error.add_note(f"in the command '{name}' of {provided.distribution} {provided.version}")
+            raise
+
+    command.invoke = invoke_naming_the_plugin  # type: ignore[method-assign, assignment]
+    return command
 
 
 def _nothing() -> None:

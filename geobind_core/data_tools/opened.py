@@ -19,7 +19,7 @@ from geobind_core.data.paired import PairedData, fields_of, with_gaps
 from geobind_core.errors import ConfigError, DataError, PluginError, SpaceError, raise_all
 from geobind_core.plugins.manager import PluginManager
 from geobind_core.plugins.modality import Modality
-from geobind_core.plugins.source import Observations, Source
+from geobind_core.plugins.source import Observations, Source, observations_of
 from geobind_core.progress import Reporter
 
 _SPLITS = ("split", "json.split")
@@ -75,7 +75,7 @@ def open_source(
 def _observations(name: str, source: Source[Any], reporter: Reporter) -> Observations:
     with reporter.task(f"data {name}", 1, "places") as task:
         source.prepare(lambda done, total, text: task.update(done, total, text))
-    return source.observations()
+    return observations_of(source)
 
 
 def _opened(

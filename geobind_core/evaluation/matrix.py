@@ -8,6 +8,7 @@ from itertools import permutations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import normalize
 
@@ -110,13 +111,19 @@ def evaluate_pairs(held_out: HeldOut, record: SpaceRecord, measures: Measures, r
             "data": held_out.data.name,
             **_lineage(pair, record),
         }
-        places = held_out.places
-        retrieval = Retrieval(
-            pair.asking, pair.gallery, count, found.ranks.numpy(), found.nearest.numpy(), places, places
-        )
+        places = None if held_out.places is None else _read_only(held_out.places)
+        ranks, nearest = _read_only(found.ranks.numpy()), _read_only(found.nearest.numpy())
+        retrieval = Retrieval(pair.asking, pair.gallery, count, ranks, nearest, places, places)
         pairs[pair.name] = {**figures, **further_figures(measures.metrics, retrieval, figures, reporter)}
         examples[pair.name] = examples_of(found, held_out.rows, scores, each=_EXAMPLES_EACH, seed=measures.seed)
     return Evaluation(held_out, pairs, examples)
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Returns what metrics may look at: one that sorted the ranks would change the figures of those after it."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _pairs_of(modalities: Sequence[str], compose: Sequence[Sequence[str]]) -> list[_Pair]:

@@ -101,7 +101,7 @@ def further_figures(
         place = f"{known_as}, {retrieval.query}_to_{retrieval.gallery}"
         try:
             found = {str(name): float(value) for name, value in metric.compute(retrieval).items()}
-        except Exception as error:  # after hours of training nobody wants to lose the ranks over it
+        except (Exception, SystemExit) as error:  # after hours of training nobody wants to lose the ranks over it
             reporter.warn(f"{place}: {type(error).__name__}: {error}; its figures are left out")
             continue
         for name, value in found.items():

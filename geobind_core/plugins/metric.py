@@ -27,6 +27,8 @@ class MetricConfig(StrictModel):
 class Retrieval:
     """How the items of one modality found those of another, on the held-out rows of a data set.
 
+    The arrays are read-only.
+
     Attributes:
         query: The modality that asks.
         gallery: The modality that is searched.

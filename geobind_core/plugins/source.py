@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from geobind_core.config.models import StrictModel
+from geobind_core.errors import PluginError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -194,3 +195,25 @@ class Source(Generic[ConfigT]):
             DataError: The data is missing or cannot be read.
         """
         raise TypeError(f"{type(self).__name__} does not define observations()")
+
+
+def observations_of(source: Source[Any]) -> Observations:
+    """Returns the rows of a source.
+
+    Raises:
+        DataError: The data is missing or cannot be read.
+        PluginError: The source returns something else.
+    """
+    import pyarrow as pa
+
+    found: Observations = source.observations()
+    wrong = "" if isinstance(found, Observations) else f"{type(found).__name__}; expected Observations"
+    for name, kind in {"table": pa.Table, "fields": Mapping}.items() if not wrong else ():
+        if not isinstance(value := getattr(found, name), kind):
+            wrong = f"Observations with the `{name}` {value!r:.100}; expected a {kind.__name__}"
+    if wrong:
+        raise PluginError(
+            f"observations() of the source '{source.name}' returned {wrong}.",
+            hint=f"Mend the plugin; `geobind plugins check {source.name}` tries it.",
+        )
+    return found

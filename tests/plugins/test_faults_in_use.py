@@ -174,3 +174,35 @@ class TestLosses:
         assert (last["slope_loss"], last["slope_event"]) == (7.0, 1.0)
         assert 0 < last["loss"] < 4
         assert last["slope_step"] == pytest.approx(8 * last["loss"])
+
+
+SOURCE = """
+import pyarrow
+from pathlib import Path
+from geobind_core import Observations, Source
+
+class Bog(Source):
+    name = "bog"
+
+    def observations(self):
+        table = pyarrow.table({"key": ["a", "b"]})
+        return {}
+
+@hookimpl
+def geobind_register_sources():
+    return [Bog]
+"""
+
+
+@pytest.mark.parametrize(
+    ("result", "wrong"),
+    [
+        ("None", "NoneType; expected Observations"),
+        ("Observations(table, Path(), None)", "Observations with the `fields` None; expected a Mapping"),
+        ("Observations([1, 2], Path(), {})", "Observations with the `table` [1, 2]; expected a Table"),
+    ],
+)
+def test_a_source_that_returns_something_else(refused: Refused, result: str, wrong: str) -> None:
+    source = {"return [Heather, Gorse]": "return [Heather, Gorse]\n" + SOURCE.replace("{}", result)}
+    said = refused(source, "--set=data.moor={source: bog, fields: {heather: key, gorse: key}}")
+    assert said.startswith(f"observations() of the source 'bog' returned {wrong}.")

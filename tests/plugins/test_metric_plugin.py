@@ -28,9 +28,21 @@ METRIC = """\
         def compute(self, retrieval):
             raise ValueError("wilted")
 
+    class Sorts(Metric):
+        name = "sorts"
+
+        def compute(self, retrieval):
+            retrieval.ranks.sort()
+
+    class Leaves(Metric):
+        name = "leaves"
+
+        def compute(self, retrieval):
+            raise SystemExit(3)
+
     @hookimpl
     def geobind_register_metrics():
-        return [Within, Broken]
+        return [Within, Broken, Sorts, Leaves]
     """
 
 
@@ -65,3 +77,15 @@ def test_in_a_run(add: Any, moor: Path, geobind: Callable[..., CompletedProcess[
     metadata = add.info("within", "1.1") / "METADATA"
     metadata.write_text(metadata.read_text().replace("1.0", "1.1"))
     assert "measuring: " in run("[{name: within, km: 0.001}]")[1].stderr
+
+
+def test_one_that_changes_the_ranks_or_leaves_costs_its_own_figures(
+    add: Any, moor: Path, geobind: Callable[..., CompletedProcess[str]]
+) -> None:
+    add("within", METRIC)
+    done = geobind("run", "chain.yaml", "--set", "evaluate.metrics=[sorts, leaves, median_km]")
+    assert done.returncode == 0, done.stderr
+    assert "metric sorts of geobind-plugin-within 1.0, heather_to_gorse: ValueError: " in done.stderr
+    assert "read-only; its figures are left out" in done.stderr
+    assert "metric leaves of geobind-plugin-within 1.0, heather_to_gorse: SystemExit: 3; its figures" in done.stderr
+    assert "median_km" in json.loads((moor / "runs/chain/metrics.json").read_text())["pairs"]["heather_to_gorse"]
