@@ -107,6 +107,7 @@ def _run_stages(
     # Only now, for it imports torch: what is wrong with the data is said at once.
     from geobind_core.chain.encoders import Encoders
 
+    _try_reading(datasets, pending)  # by all processes: each imports what decodes, and at the same time
     done = [plan for plan in plans if plan.action == "done"]
     embed_dim = None
     if done:
@@ -139,12 +140,17 @@ def _check_data(chain: Chain, datasets: DataSets, pending: Sequence[StagePlan], 
     """
     for plan in pending:
         for name in plan.stage.config.data_sets:
-            modalities = [*plan.stage.trains(), *plan.stage.uses()]
-            datasets.require_rows(name, "train", modalities)
-            # Where most rows may be bad, a few bad ones say nothing.
-            if getattr(plan.stage.config, "max_bad_samples", 0.0) < 0.5:
-                datasets.require_readable(name, "train", modalities)
+            datasets.require_rows(name, "train", [*plan.stage.trains(), *plan.stage.uses()])
     return require_measurable(chain, datasets, bound)
+
+
+def _try_reading(datasets: DataSets, pending: Sequence[StagePlan]) -> None:
+    """Makes sure that what the stages need can be read at all."""
+    for plan in pending:
+        # Where most rows may be bad, a few bad ones say nothing.
+        if getattr(plan.stage.config, "max_bad_samples", 0.0) < 0.5:
+            for name in plan.stage.config.data_sets:
+                datasets.require_readable(name, "train", [*plan.stage.trains(), *plan.stage.uses()])
 
 
 def _run_stage(

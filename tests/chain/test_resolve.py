@@ -175,8 +175,8 @@ ONE_MISTAKE = {
     ),
     "misspelled key in a data set": (
         "path: earth.csv", "paht: earth.csv\n    path: earth.csv", "paht", "data.earth.paht",
-        "unknown key 'paht'. Available: citation, delimiter, encoding, fields, homepage, key, labels, latitude, "
-        "license, longitude, path, root, source, split. Did you mean 'path'?",
+        "unknown key 'paht'. Available: citation, decimal, delimiter, encoding, fields, homepage, key, labels, "
+        "latitude, license, longitude, path, root, source, split. Did you mean 'path'?",
     ),
     "misspelled key in a split": (
         "path: earth.csv", "path: earth.csv\n    split: {by: hash, tset: 0.2}", "tset", "data.earth.split.tset",

@@ -187,6 +187,7 @@ def test_a_loader_process_that_is_killed(folder: Path, nursery: Any, undisturbed
     goes_on(nursery, folder, undisturbed, *workers)
 
 
+@pytest.mark.slow
 def test_a_loader_process_that_is_killed_among_the_anchors(
     folder: Path, nursery: Any, undisturbed: tuple[Path, Path]
 ) -> None:
