@@ -144,6 +144,7 @@ def _bad_keys(log: Path) -> set[str]:
     return {record["key"] for record in records if record.get("event") == "bad_sample"}
 
 
+@pytest.mark.slow
 def test_too_many_bad_rows_stop_the_run_with_their_names(folder: Path) -> None:
     stopped = _geobind(folder, "run", "stages.yaml", "--out", "strict", "--set", "stages.audio.max_bad_samples=0.01")
     assert stopped.returncode == 2

@@ -62,6 +62,7 @@ def test_the_weights_are_those_of_the_table(folder: Path, tmp_path: Path) -> Non
     assert run(folder, "shards", tmp_path / "workers", "loader.workers=2") == table
 
 
+@pytest.mark.slow
 def test_kill_9_goes_on_to_the_same_weights(folder: Path, tmp_path: Path) -> None:
     longer = "stages.one.epochs=15"
     undisturbed = run(folder, "shards", tmp_path / "undisturbed", longer)
