@@ -148,6 +148,7 @@ import torch
 """
 
 
+@pytest.mark.slow
 def test_out_of_memory_while_anchors_are_embedded(folder: Path, nursery: Any) -> None:
     trouble = CALLS + ANCHORS_TOO_LARGE
     result = nursery.run(folder, *UNTIL, TROUBLE=trouble)
@@ -246,6 +247,7 @@ def test_a_disk_that_is_full_during_a_checkpoint(
     goes_on(nursery, folder, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_when_anchors_are_stored(
     folder: Path, nursery: Any, undisturbed: tuple[Path, Path]
 ) -> None:
