@@ -117,5 +117,7 @@ def _is_path(data: str, run_folder: Path, plugins: PluginManager) -> bool:
     path = Path(data)
     if data.startswith(".") or path.suffix != "" or len(path.parts) > 1:
         return True
+    if not path.exists():
+        return False
     chain = chain_of(run_folder, plugins)
-    return path.exists() and (chain is None or data not in chain.sources)
+    return chain is None or data not in chain.sources

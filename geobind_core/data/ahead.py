@@ -41,19 +41,15 @@ class FetchedAhead(Sampler["BatchRequest"]):
         self._fetcher = fetcher = _Fetcher(self.blocks.fetch, self.blocks.ahead, threads)
         waiting: deque[tuple[BatchRequest, int]] = deque()
         rows = ahead = 0
-        try:
-            for request, new in self._with_new_blocks():
-                fetcher.want(new)
-                waiting.append((request, len(new)))
-                rows, ahead = rows + len(request.rows), ahead + len(new)
-                while waiting and (ahead - waiting[0][1] >= threads or rows > _MOST_ROWS):
-                    first, count = waiting.popleft()
-                    rows, ahead = rows - len(first.rows), ahead - count
-                    yield first
-            yield from (request for request, _ in waiting)
-        except BaseException:
-            fetcher.end()
-            raise
+        for request, new in self._with_new_blocks():
+            fetcher.want(new)
+            waiting.append((request, len(new)))
+            rows, ahead = rows + len(request.rows), ahead + len(new)
+            while waiting and (ahead - waiting[0][1] >= threads or rows > _MOST_ROWS):
+                first, count = waiting.popleft()
+                rows, ahead = rows - len(first.rows), ahead - count
+                yield first
+        yield from (request for request, _ in waiting)
 
     def is_delivered(self) -> None:
         """Is told of each batch that has been read, so that not more is fetched than there is room for."""
@@ -61,7 +57,7 @@ class FetchedAhead(Sampler["BatchRequest"]):
             self._fetcher.go_on()
 
     def end(self) -> None:
-        """Stops fetching."""
+        """Stops fetching. Whoever reads the batches says so: the last are handed out before what they need is there."""
         if self._fetcher is not None:
             self._fetcher.end()
 

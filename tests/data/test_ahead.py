@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,23 +93,6 @@ def test_rows_that_are_there_already_need_nothing() -> None:
     blocks = Blocks(np.array([ANYWHERE, ANYWHERE, 0, ANYWHERE], dtype=np.int32), 1, 1, fetch)
     assert len(list(delivered(FetchedAhead(SequentialBatches(np.arange(4), 1), blocks)))) == 4
     assert fetch.wait_for(1) == {0}
-
-
-def test_threads_end_when_they_are_told_to_and_when_the_batches_are_given_up() -> None:
-    def alive() -> int:
-        return sum(thread.name == "fetch ahead" for thread in threading.enumerate())
-
-    before = alive()
-    for given_up in (False, True):
-        fetched = FetchedAhead(SequentialBatches(np.arange(BLOCKS * ROWS), ROWS), blocks_of(Recorder(), 3))
-        batches = iter(fetched) if given_up else delivered(fetched)
-        next(batches)
-        assert alive() == before + 3
-        batches.close() if given_up else fetched.end()  # type: ignore[attr-defined]
-        end = time.monotonic() + 20
-        while alive() > before:
-            assert time.monotonic() < end
-            time.sleep(0.005)
 
 
 def test_mixed_data_sets_fetch_their_own() -> None:

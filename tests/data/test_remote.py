@@ -24,7 +24,7 @@ from geobind_core.data import remote
 from geobind_core.data.cell_ids import cell_ids
 from geobind_core.data.copies import Copies
 from geobind_core.data.leaks import file_sizes
-from geobind_core.data.loading import TrainingBatches, batches
+from geobind_core.data.loading import SequentialBatches, TrainingBatches, batches
 from geobind_core.data.paired import PairedData
 from geobind_core.data.samples import SampleReader
 from geobind_core.data.shard_file import ShardFile, find_shard
@@ -201,6 +201,20 @@ class TestShards:
                 wait_for(lambda: {f"/{shard:02d}.tar" for shard in coming} <= set(server.asked))  # noqa: B023
         assert found == expected
         assert sorted(server.asked) == [f"/{i:02d}.tar" for i in range(SHARDS)]
+
+    @pytest.mark.parametrize("given_up", [False, True])
+    def test_nothing_is_fetched_any_more_behind_the_last_batch(self, server: Server, *, given_up: bool) -> None:
+        def alive() -> int:
+            return sum(thread.name == "fetch ahead" for thread in threading.enumerate())
+
+        before, data = alive(), opened(source(f"{server.url}/{{00..11}}.tar"))
+        reader = SampleReader(data, "bin", Length(ModalityConfig()), train=False, seed=0)
+        rows = data.rows("train", ["bin"])
+        read = iter(batches({"bin": reader}, SequentialBatches(rows, 60), workers=0, pin_memory=False))
+        next(read)
+        assert alive() > before
+        read.close() if given_up else list(read)  # type: ignore[attr-defined]
+        wait_for(lambda: alive() == before)
 
     def test_too_little_room(self, server: Server) -> None:
         with pytest.raises(DataError, match=r"cache_gib: 5 shards are in use at a time, .* copies may take .* GiB"):
