@@ -85,7 +85,7 @@ def measure(
     if not pairs and not measured.zero_shot:
         raise DataError("no data set has two modalities of the space; there is nothing to measure.")
     unsaid = [] if leaks is not None else [str(e) for e, _ in find_leaks(chain, datasets, measured.evaluations)]
-    unsaid += [*_changed_since(chain, run), *_unfinished(chain, run)]
+    unsaid += [*_changed_since(chain, run, inputs["content"]), *_unfinished(chain, run)]
     for warning in unsaid:
         reporter.warn(warning)
     warnings = [*(leaks or ()), *unsaid]
@@ -257,10 +257,13 @@ def _inputs(chain: Chain, run: RunFolder, stored: Mapping[str, Any]) -> dict[str
     }
 
 
-def _changed_since(chain: Chain, run: RunFolder) -> Iterator[str]:
-    """Yields what was other data when a stage trained on it. Held-out rows may have been training rows then."""
+def _changed_since(chain: Chain, run: RunFolder, contents: Mapping[str, str | None]) -> Iterator[str]:
+    """Yields what was other data when a stage trained on it. Held-out rows may have been training rows then.
+
+    `contents` has fingerprints that are known already: of shards at addresses each takes a request for every shard.
+    """
     for name in dict.fromkeys(name for stage in chain.stages for name in stage.config.data_sets):
-        now, stages = _content(chain, name), []
+        now, stages = contents.get(name) or _content(chain, name), []
         for stage in chain.stages:
             record = read_json(run.find_stage(stage.config.name) / STAGE_FILE) or {}
             data = (record.get("inputs") or {}).get("data") or {}
